@@ -1,0 +1,1 @@
+"""The ten papers, one folder each, and what they share (`stages.common`)."""
