@@ -1,0 +1,35 @@
+# `make chex` sets up and re-runs a paper; `make test` sets up and tests. Everything lives in .venv.
+PAPERS := chex
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+.PHONY: setup test lint serve bench sync $(PAPERS)
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: requirements.txt
+	command -v uv >/dev/null || python3 -m pip install --quiet uv
+	uv venv --quiet --allow-existing --python ">=3.11" $(VENV)
+	uv pip sync --quiet requirements.txt
+	python -m compileall -q $(VENV)/lib || true
+	touch $@
+
+$(PAPERS): setup
+	dvc repro $@
+	@python -m stages.common.show $@
+
+test: setup
+	pytest
+
+lint: setup
+	ruff check . && ruff format --check . && mypy
+
+serve: setup
+	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port 5000
+
+bench: setup
+	python -m benchmarks
+
+sync: setup
+	python -m stages.common.sync

@@ -1,0 +1,37 @@
+"""Run a stage quickly: `python -m stages chex.prune --method chex --seed 0`.
+
+The same as `python -m stages.chex.prune --method chex --seed 0`, but in the warm interpreter (`stages.common.warm`).
+"""
+
+import importlib
+import os
+import sys
+
+
+def run_here(argv: list[str]) -> int:
+    """Run the stage `argv[0]` (such as `chex.prune`) in this process; returns its exit code."""
+    from stages.common.stage.run import run
+
+    sys.argv = argv
+    try:
+        run(importlib.import_module(f"stages.{argv[0]}").main)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    return 0
+
+
+def main() -> int:
+    """Run the stage named on the command line, in the warm interpreter where there can be one."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print("usage: python -m stages <paper>.<step> [arguments]", file=sys.stderr)
+        return 2
+    # torchrun's processes find each other through their own environment and must be its children
+    if os.environ.get("ENCORE_WARM") == "0" or "LOCAL_RANK" in os.environ or sys.platform != "linux":
+        return run_here(sys.argv[1:])
+    from stages.common.warm import run_warm
+
+    return run_warm(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How a stage runs: parameters, files, errors, seeds, progress, checkpoints, tracking."""
