@@ -1,9 +1,9 @@
-"""A warm interpreter: importing torch takes longer than many a stage, so stages fork from a process that has it.
+"""A warm interpreter: importing torch takes longer than many a stage, so stages fork from one that has it.
 
-`python -m stages <paper>.<step>` (`stages.__main__`) asks the warm interpreter of this checkout and environment to run the
-stage, and starts one when there is none. It has imported third-party packages only: the project's own code is
-read anew by every stage. It ends by itself when it has been idle for a minute. The stage uses the terminal,
-folder and environment of the caller, and ends when the caller does, however that happens.
+`python -m stages <paper>.<step>` (`stages.__main__`) asks the warm interpreter of this checkout and environment
+to run the stage, and starts one when there is none. It has imported third-party packages only: the project's
+own code is read anew by every stage. It ends by itself when it has been idle for a minute. The stage uses the
+terminal, folder and environment of the caller, and ends when the caller does, however that happens.
 
 `ENCORE_WARM=0` runs stages in the caller's own process instead; the results are the same.
 """
@@ -22,10 +22,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+# third-party modules whose import takes longest, those that torch imports only when they are first needed included
 PRELOAD = (
     "torch",
+    "torch._dynamo",  # by the first optimizer
+    "torch.fx.passes.shape_prop",
+    "torch.utils.flop_counter",
     "numpy",
+    "pandas",
+    "scipy.stats",
     "pyarrow.parquet",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
     "pydantic",
     "safetensors.torch",
     "rich.progress",
