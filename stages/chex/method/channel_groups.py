@@ -14,7 +14,8 @@ is one prunable group.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -90,13 +91,22 @@ def find_channel_groups(
     except Exception as error:  # whatever user code raises when traced
         return [], [(type(model).__name__, f"its forward cannot be traced by torch.fx: {_first_line(error)}")]
     traced = fx.GraphModule(tracer.root, graph)
+    with evaluating(model):
+        ShapeProp(traced).propagate(example_input)
+    return _Analysis(dict(model.named_modules()), graph, residual).run()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module is in the mode it was in."""
     training = {module: module.training for module in model.modules()}
     model.eval()
-    with torch.no_grad():
-        ShapeProp(traced).propagate(example_input)
-    for module, mode in training.items():
-        module.training = mode
-    return _Analysis(dict(model.named_modules()), graph, residual).run()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _first_line(error: Exception) -> str:
@@ -146,15 +156,9 @@ _ZERO_TO_ZERO = {
     *("relu", "relu_", "tanh", "contiguous", "clone", "float", "half", "bfloat16", "to", "detach"),
 }
 _ZERO_TO_OTHER = {
-    nn.Sigmoid,
-    nn.Hardsigmoid,
-    nn.Softplus,
-    F.hardsigmoid,
-    F.softplus,
-    torch.sigmoid,
-    torch.exp,
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, F.sigmoid, F.hardsigmoid, F.softplus),
+    *(torch.sigmoid, torch.exp, "sigmoid", "exp"),
 }
-_ZERO_TO_OTHER |= {"sigmoid", "exp"}
 _RESHAPES = {nn.Flatten, torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze"}
 _MEANS = {torch.mean, torch.sum, "mean", "sum"}
 _ADDS = {operator.add, operator.iadd, torch.add, operator.sub, torch.sub, "add", "add_", "sub"}
@@ -257,7 +261,7 @@ class _Analysis:
             for role, found in root.spans.items()
         }
         kind: Kind = "shortcut" if root.exits else "inner" if len(spans["producers"]) == 1 else "coupled"
-        name = root.spans["producers"][0].module
+        name = spans["producers"][0].module
         return ChannelGroup(name, root.size // root.step, kind, **spans, exits=tuple(root.exits))
 
     # ------------------------------------------------------------------------------------------ one operation
@@ -281,7 +285,7 @@ class _Analysis:
         if what in _ADDS or what in _PRODUCTS:
             return self.combine(node, tensors, is_sum=what in _ADDS)
         if what is torch.cat and _argument(node, 1, "dim", 0) in (1, 1 - len(shape_of(node) or ())):
-            layouts = [self.layouts[source] for source in tensors]
+            layouts = [self.layouts[source] for source in _argument(node, 0, "tensors", ())]
             zero = all(layout.zero for layout in layouts)
             self.layouts[node] = _Layout([s for layout in layouts for s in layout.segments], zero)
             return None

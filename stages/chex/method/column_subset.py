@@ -31,7 +31,8 @@ def leverage_scores(weight: Tensor, k: int, wide: Wide = "leverage") -> Tensor:
 
     Args:
         weight: [C, ...].
-        k: number of singular vectors; capped at the numerical rank, beyond which they are arbitrary.
+        k: number of singular vectors, at least 1; capped at the numerical rank, beyond which they are
+            arbitrary.
         wide: what to do if d < C: "leverage" as everywhere, or "l1" (the release): the L1 norm of the
             channel.
 
@@ -44,11 +45,10 @@ def leverage_scores(weight: Tensor, k: int, wide: Wide = "leverage") -> Tensor:
         return X_Cd.abs().sum(1)
     small = min(C, d)
     eig, vectors = torch.linalg.eigh(X_Cd @ X_Cd.T if small == C else X_Cd.T @ X_Cd)  # ascending
-    # no singular vector of rounding noise, and all of those that share the k-th singular value: single ones out of
-    # an eigenspace would be arbitrary (orthogonal initialisation makes them all equal)
-    least = torch.maximum(eig[max(small - k, 0)] * (1 - 1e-9), rank_tolerance(eig, max(C, d)))
-    top = vectors[:, eig >= least] if k > 0 else vectors[:, :0]
-    V_Ck = top if small == C else X_Cd @ top / eig[eig >= least].sqrt()
+    # no singular vector of rounding noise, and all of those that share the k-th singular value: single ones
+    # out of an eigenspace would be arbitrary (orthogonal initialisation makes all singular values equal)
+    top = (eig > rank_tolerance(eig, max(C, d))) & (eig >= eig[max(small - k, 0)] * (1 - 1e-9))
+    V_Ck = vectors[:, top] if small == C else X_Cd @ vectors[:, top] / eig[top].sqrt()
     return V_Ck.norm(dim=1)
 
 

@@ -57,7 +57,7 @@ class ExplorerConfig:
         restore: regrown channels return with their MRU values ("mru") or with zero weights ("zero"; their
             norm and the layers that read them are restored in any case, otherwise they could never learn).
         min_channels: at least so many units stay in each group.
-        round_to: the last update rounds widths up to a multiple of this.
+        round_to: the last update rounds widths up to a multiple of this (which may exceed a budget a little).
     """
 
     t_max: float
@@ -111,10 +111,11 @@ class ChannelExplorer:
         >>> for epoch in range(epochs):  # doctest: +SKIP
         ...     if explorer.due(epoch):
         ...         explorer.step(epoch)
+        ...     elif epoch > config.t_max:
+        ...         explorer.finish()  # early enough to train on afterwards
         ...     for batch in batches:
         ...         ...  # forward, backward, optimizer.step()
         ...         explorer.apply_masks()
-        >>> explorer.finish()  # doctest: +SKIP
     """
 
     def __init__(

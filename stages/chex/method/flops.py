@@ -8,10 +8,9 @@ bias; norms, activations, pooling and additions are free. ResNet-50 at 224: 4,08
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from stages.chex.method.channel_groups import ChannelGroup
+from stages.chex.method.channel_groups import ChannelGroup, evaluating
 from stages.chex.method.narrow import Masks
 
 _COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -34,16 +33,12 @@ def layer_positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
                 found[name] = found.get(name, 0) + output.numel() // max(per_position, 1)
 
             handles.append(module.register_forward_hook(record))
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             model(example_input)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     return found
 
 

@@ -26,8 +26,15 @@ def mixup(
     Returns:
         Blended images [N, ...] and soft targets [N, K].
     """
-    # Beta(a, a) as a ratio of Gammas: torch.distributions takes no generator
-    weight = torch._sample_dirichlet(torch.full((2,), alpha, dtype=torch.float64), generator)[0].item()
+    weight = _beta(alpha, generator)
     partner = torch.randperm(len(images), generator=generator).to(images.device)
     onehot_NK = F.one_hot(labels, num_classes).to(images.dtype)
     return images.lerp(images[partner], 1 - weight), onehot_NK.lerp(onehot_NK[partner], 1 - weight)
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """A number ~ Beta(alpha, alpha) by Joehnk's rejection (torch.distributions takes no generator)."""
+    while True:
+        u, v = (torch.rand(2, generator=generator, dtype=torch.float64) ** (1 / alpha)).tolist()
+        if 0 < u + v <= 1:
+            return u / (u + v)

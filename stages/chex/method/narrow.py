@@ -211,20 +211,19 @@ class SlimGroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c, ...] -> [N, c, ...]."""
-        x_NcP = x.flatten(2)
-        zeros_NG = x.new_zeros(x.shape[0], self.num_groups)
+        x_NcP = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))  # sums in bf16 would be coarse
+        zeros_NG = x_NcP.new_zeros(x.shape[0], self.num_groups)
         count = self.group_size * x_NcP.shape[2]
         mean_NG = zeros_NG.index_add(1, self.member, x_NcP.sum(2)) / count
         centred_NcP = x_NcP - mean_NG[:, self.member, None]
-        # squares about the mean: the kept values', and mean^2 for each of the zeros that are not there any
-        # more
+        # squares about the mean: of the kept values, and mean^2 for every zero that is gone
         squares_NG = zeros_NG.index_add(1, self.member, centred_NcP.square().sum(2))
         squares_NG = squares_NG + self.pruned * x_NcP.shape[2] * mean_NG.square()
         rstd_NG = (squares_NG / count + self.eps).rsqrt()
         y_NcP = centred_NcP * rstd_NG[:, self.member, None]
         if self.weight is not None and self.bias is not None:
             y_NcP = y_NcP * self.weight[:, None] + self.bias[:, None]
-        return y_NcP.reshape(x.shape)
+        return y_NcP.to(x.dtype).reshape(x.shape)
 
 
 class EmptyConv(nn.Module):

@@ -18,7 +18,7 @@ Decay = Literal["cosine", "linear", "constant"]
 
 
 def regrow_factor(t: float, t_max: float, delta0: float, kind: Decay = "cosine") -> float:
-    """Fraction of all channels regrown at time t (0 <= t <= t_max, any unit): delta0, then less, 0.
+    """Fraction of all channels regrown at time t: from delta0 at 0 to 0 at t_max (any unit).
 
     "constant" stays at delta0, also at t_max.
     """
