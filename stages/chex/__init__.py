@@ -1,15 +1,17 @@
 """CHEX: CHannel EXploration for CNN Model Compression. Hou et al., CVPR 2022, arXiv 2203.15794.
 
-Idea: one training run from scratch yields a slim network. Every few epochs the network is pruned to a target (column subset
-selection by leverage scores within a layer, one threshold on norm scales between layers) and some pruned channels
-come back with their last values, sampled by how poorly the kept ones explain them; fewer and fewer do.
+Idea: one training run from scratch yields a slim network. Every few epochs the network is pruned to a target
+(column subset selection by leverage scores within a layer, one threshold on norm scales between layers) and
+some pruned channels come back with their last values, sampled by how poorly the kept ones explain them; fewer
+and fewer do.
 
-Stages: prepare -> pretrain (dense networks) -> prune (methods x seeds, all FLOPs targets) -> evaluate -> report (tables, claims).
-Method: `method/` (start with explorer.py). Your own network: `method/explore.py`. Authors' weights: `official.py`.
+Stages: prepare -> pretrain (dense networks) -> prune (methods x seeds, all FLOPs targets) -> evaluate ->
+report (tables, claims). Method: `method/` (start with explorer.py). Your own network: `method/explore.py`.
+Authors' weights: `official.py`.
 
 | scale | data | networks | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | generated shapes, digits | bottleneck ResNet, 0.4 MMACs | CHEX >> same-FLOPs scratch and one-shot L1 | 4 min, 2 cores | `dvc repro chex` |
-| real | CIFAR-10 | ResNet-20 | CHEX above same-FLOPs scratch | hours on a GPU | `dvc exp run -S chex=real chex` |
-| paper | ImageNet | ResNet-50 | 76.0 % at 1.0 G (published) | 8 GPUs for days | `dvc exp run -S chex=paper chex` |
+| quick | generated shapes, digits | small ResNet | CHEX >> scratch, one-shot L1 | 4 min, 2 cores | `dvc repro chex` |
+| real | CIFAR-10 | ResNet-20 | CHEX above scratch | hours on a GPU | `-S chex=real` |
+| paper | ImageNet | ResNet-50 | 76.0 % at 1.0 G (published) | 8 GPUs for days | `-S chex=paper` |
 """

@@ -1,7 +1,8 @@
 """What networks of this paper are trained and tested on.
 
-Data flow: `prepare` writes `<name>.safetensors` with `train_x [N, C, H, W]` (float32, or uint8 for photographs), `train_y [N]`,
-`test_x`, `test_y`; ImageNet stays in its folder and `prepare` writes `imagenet.json` with the folder's path and counts.
+Data flow: `prepare` writes `<name>.safetensors` with `train_x [N, C, H, W]` (float32, or uint8 for
+photographs), `train_y [N]`, `test_x`, `test_y`; ImageNet stays in its folder and `prepare` writes
+`imagenet.json` with the folder's path and counts.
 """
 
 import json
@@ -115,7 +116,9 @@ class FolderData:
                 size,
                 num_workers=8,
                 pin_memory=self.device.type == "cuda",
-                worker_init_fn=lambda worker, s=seed * 7919 + step: torch.manual_seed(s + worker),  # type: ignore[misc]
+                generator=torch.Generator().manual_seed(
+                    seed * 7919 + step
+                ),  # seeds the workers' crops and flips
             )
             yield from self._on_device(loader)
             step += per_epoch - index

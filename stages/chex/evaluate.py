@@ -1,7 +1,7 @@
 """chex-evaluate: test every network that was trained, and count what is left of it.
 
-Reads `data/chex/<scale>/`, `runs/chex/<scale>/pretrain/` and `prune/`. Writes `runs/chex/<scale>/evaluate/`: `results.parquet`
-(tidy) and `widths.parquet` (active channels per group at every choice of channels).
+Reads `data/chex/<scale>/`, `runs/chex/<scale>/pretrain/` and `prune/`. Writes `runs/chex/<scale>/evaluate/`:
+`results.parquet` (tidy) and `widths.parquet` (active channels per group at every choice of channels).
 """
 
 import json
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.chex.cells import dense_model, example, key_of, setting_of
 from stages.chex.data import accuracy, open_data
-from stages.chex.method.column_subset import reconstruction_residual, select_channels, svd_bound
+from stages.chex.method.column_subset import Criterion, reconstruction_residual, select_channels, svd_bound
 from stages.chex.method.flops import count_macs, count_params
 from stages.chex.method.slim import load_slim
 from stages.chex.params import ChexParams, DataName
@@ -34,7 +34,7 @@ from stages.common.stage.tracking import RunLog
 Job = tuple[DataName, str, float | None, int]  # data set, method, FLOPs target (None: dense), seed
 Row = dict[str, Any]
 KEEP_FRACTIONS = (0.25, 0.5)  # of a layer's channels, in the comparison of selection criteria (card, claim 4)
-CRITERIA = ("random", "l1", "css", "css_greedy")
+CRITERIA: tuple[Criterion, ...] = ("random", "l1", "css", "css_greedy")
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """chex-pretrain: train the dense networks of one seed.
 
-Reads `data/chex/<scale>/`. Writes `runs/chex/<scale>/pretrain/<seed>/`, per data set: `<data>-dense.safetensors`, trained for all
-steps (the dense row), and `<data>-half.safetensors`, trained for half of them (where the prune-after-training rows start).
+Reads `data/chex/<scale>/`. Writes `runs/chex/<scale>/pretrain/<seed>/`, per data set:
+`<data>-dense.safetensors`, trained for all steps (the dense row), and `<data>-half.safetensors`, trained for
+half of them (where the prune-after-training rows start).
 """
 
 import shutil

@@ -1,8 +1,9 @@
 """chex-prune: one method and seed, on every data set and at every FLOPs target.
 
-Reads `data/chex/<scale>/` and `runs/chex/<scale>/pretrain/<seed>/`. Writes `runs/chex/<scale>/prune/<method>-<seed>/`, per data set
-and target: `<data>-<target>.safetensors`, the physically slim network, and `<data>-<target>.json` with the history of its
-widths and the largest difference between its outputs and the masked network's.
+Reads `data/chex/<scale>/` and `runs/chex/<scale>/pretrain/<seed>/`. Writes
+`runs/chex/<scale>/prune/<method>-<seed>/`, per data set and target: `<data>-<target>.safetensors`, the
+physically slim network, and `<data>-<target>.json` with the history of its widths and the largest difference
+between its outputs and the masked network's.
 """
 
 import json

@@ -1,8 +1,8 @@
 """chex: the comparison tables, the claims' verdicts and the figures.
 
-Reads `runs/chex/<scale>/evaluate/` and the slim networks in `prune/`. Writes `reports/chex/<scale>/`: `results.parquet`, `table.md`,
-`claims.md`, `claims.json`, figures, and `timings.json`: latencies, kept from the last run for what was measured on the same
-kind of machine, so that running again changes no byte.
+Reads `runs/chex/<scale>/evaluate/` and the slim networks in `prune/`. Writes `reports/chex/<scale>/`:
+`results.parquet`, `table.md`, `claims.md`, `claims.json`, figures, and `timings.json`: latencies, kept from
+the last run for what was measured on the same kind of machine, so that running again changes no byte.
 """
 
 import hashlib
@@ -89,7 +89,7 @@ def measure_speedups(
     """Dense over slim latency of the first seed's networks, batch 64, one thread: (data, method, target) -> ratio."""
     torch.set_num_threads(1)
     seed = params.seeds[0]
-    speedups = {}
+    speedups: dict[tuple[DataName, str, float], float] = {}
     jobs = [(d, m, t) for d in params.data for m in params.methods for t in params.prune.flops]
     with progress("chex latency", len(jobs)) as bar:
         for data, method, target in jobs:
@@ -148,10 +148,11 @@ def table_markdown(
             ]
         parts.append(
             f"## {TITLES[data]} ({scale})\n\n"
-            f"{recipe.net} ResNet, {recipe.steps} steps of {recipe.batch} for every row; mean ± std over n = {len(params.seeds)} "
-            f"seeds. FLOPs are multiply-accumulates of convolution and linear layers of the slim network. Latency: the physically "
-            f"slim network of seed {params.seeds[0]}, median of {LATENCY_REPEATS} interleaved runs, batch {LATENCY_BATCH}, one "
-            f"thread, {timings.machine}; above 1 is faster than dense.\n\n" + markdown_table(header, lines)
+            f"{recipe.net} ResNet, {recipe.steps} steps of {recipe.batch} for every row; mean ± std over "
+            f"n = {len(params.seeds)} seeds. FLOPs are multiply-accumulates of convolution and linear layers of the slim "
+            f"network. Latency: the physically slim network of seed {params.seeds[0]}, median of {LATENCY_REPEATS} "
+            f"interleaved runs, batch {LATENCY_BATCH}, one thread, {timings.machine}; above 1 is faster than dense.\n\n"
+            + markdown_table(header, lines)
         )
     parts.append(_criteria(results, params))
     parts.append(_published())

@@ -140,7 +140,7 @@ def _take(
 ) -> tuple[CompactModel, nn.Module, torch.optim.SGD]:
     """The slim copy to train, as the step calls it, and its optimizer with the momentum of the surviving channels."""
     compact = CompactModel(model, groups, explorer.masks)
-    compact.module.to(memory_format=torch.channels_last).train()
+    compact.module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = sgd(compact.module, recipe)
     set_momentum(optimizer, compact.module, compact.slice_state(momentum))
     return compact, parallel(compact.module, device), optimizer

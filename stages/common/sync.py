@@ -107,12 +107,12 @@ class Sender:
         if not complete:
             return
         start = complete[0]
-        sent = self.files.setdefault(path.name, {"lines": 0, "run": None})
-        if sent["run"] is None:
-            sent["run"] = self.run_of(path, start)
+        if path.name not in self.files:
+            run = self.run_of(path, start)
             params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in start["params"].items()]
-            self.client.log_batch(sent["run"], params=params)
-            sent["lines"] = 1
+            self.client.log_batch(run, params=params)
+            self.files[path.name] = {"run": run, "lines": 1}
+        sent = self.files[path.name]
         new = complete[sent["lines"] :]
         metrics = [
             Metric(name, value, event["time"], event["step"])

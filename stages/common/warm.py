@@ -65,10 +65,9 @@ def _address() -> str:
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{folder} is not private to this user")
-    packages = Path(os.__file__).parent / "site-packages"
     environment = sorted(item for item in os.environ.items() if item[0].startswith(LOAD_TIME))
     site = [str(path) for path in sys.path if path.endswith("site-packages")]
-    changed = [os.stat(path).st_mtime_ns for path in site or [packages]]
+    changed = [os.stat(path).st_mtime_ns for path in site]
     identity = json.dumps([sys.executable, os.getcwd(), site, changed, environment])
     return str(folder / hashlib.sha256(identity.encode()).hexdigest()[:16])
 

@@ -34,7 +34,7 @@ class Claim:
 
 
 def at_least(
-    claim_id: str, statement: str, scale: str, effects: Sequence[float], bound: float, unit: str
+    claim_id: str, statement: str, scale: str, effects: Sequence[float] | np.ndarray, bound: float, unit: str
 ) -> Claim:
     """The claim that a quantity is at least `bound`, from one paired value of it per seed.
 

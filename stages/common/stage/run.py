@@ -59,9 +59,9 @@ def seed_everything(seed: int) -> None:
 def project_files() -> list[Path]:
     """The project's own files that this process has imported, relative to the repository, sorted."""
     sources = {
-        Path(module.__file__)
+        Path(source)
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in ("stages", "__main__") and getattr(module, "__file__", None)
+        if name.partition(".")[0] in ("stages", "__main__") and (source := getattr(module, "__file__", None))
     }
     return sorted(path.relative_to(ROOT) for path in sources if path.is_relative_to(ROOT / "stages"))
 
