@@ -4,15 +4,14 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: setup test lint serve bench sync $(PAPERS)
+.PHONY: setup test lint serve bench sync requirements $(PAPERS)
 
 setup: $(VENV)/.done
 
 $(VENV)/.done: requirements.txt
 	command -v uv >/dev/null || python3 -m pip install --quiet uv
 	uv venv --quiet --allow-existing --python ">=3.11" $(VENV)
-	uv pip sync --quiet requirements.txt
-	python -m compileall -q $(VENV)/lib || true
+	uv pip sync --quiet --compile-bytecode requirements.txt
 	touch $@
 
 $(PAPERS): setup
@@ -30,6 +29,9 @@ serve: setup
 
 bench: setup
 	python -m benchmarks
+
+requirements:
+	uv pip compile pyproject.toml --extra dev --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.txt
 
 sync: setup
 	python -m stages.common.sync

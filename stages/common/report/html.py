@@ -143,8 +143,11 @@ def _scales(paper: str, found: list[Report], reports: Path) -> str:
     )
     published = reports / "published" / f"{paper}.csv"
     rows = pd.read_csv(published, dtype=str, keep_default_na=False) if published.exists() else pd.DataFrame()
+    # written by people: why claims come out as they do
+    findings = reports / paper / "findings.md"
     return (
-        f'<nav class="switch" aria-label="Scale of {paper}">{switch}</nav>'
+        (_markdown(findings, f"{paper}/") if findings.exists() else "")
+        + f'<nav class="switch" aria-label="Scale of {paper}">{switch}</nav>'
         + _data_script(f"{paper}-published", rows, PUBLISHED_COLUMNS)
         + "".join(_panel(report) for report in found)
     )
@@ -159,7 +162,7 @@ def _panel(report: Report) -> str:
     if report.claims:
         parts += ["<h4>Claims</h4>", _claims_table(report)]
     if report.tables:
-        parts += ["<h4>Tables</h4>", *(_markdown(path, report) for path in report.tables)]
+        parts += ["<h4>Tables</h4>", *(_markdown(path, f"{paper}/{report.scale}/") for path in report.tables)]
     if report.figures:
         parts += ["<h4>Figures</h4>", f'<div class="figures">{"".join(map(_figure, report.figures))}</div>']
     if len(report.results):
@@ -228,7 +231,7 @@ def _interval(interval: list[float] | None) -> str:
     return "–" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
 
 
-def _markdown(path: Path, report: Report) -> str:
+def _markdown(path: Path, folder: str) -> str:
     """A markdown file with raw HTML off, headings below the panel's, links seen from the page."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     parser.add_render_rule("table_open", _open_table)
@@ -243,7 +246,7 @@ def _markdown(path: Path, report: Report) -> str:
         token.meta["label"] = label
         for child in token.children or ():
             if child.type == "link_open":
-                child.attrSet("href", urljoin(f"{report.paper}/{report.scale}/", str(child.attrGet("href"))))
+                child.attrSet("href", urljoin(folder, str(child.attrGet("href"))))
     return f'<article class="markdown">{parser.renderer.render(tokens, parser.options, {})}</article>'
 
 
