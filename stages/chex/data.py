@@ -5,6 +5,7 @@ photographs), `train_y [N]`, `test_x`, `test_y`; ImageNet stays in its folder an
 `imagenet.json` with the folder's path and counts.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,10 +148,12 @@ def open_data(prepared: Path, name: DataName, recipe: Recipe, device: torch.devi
 
 
 @torch.no_grad()
-def accuracy(predict: Callable[[Tensor], Tensor], data: ArrayData | FolderData) -> float:
-    """Top-1 on the test set, in percent."""
+def accuracy(
+    predict: Callable[[Tensor], Tensor], data: ArrayData | FolderData, batches: int | None = None
+) -> float:
+    """Top-1 in percent, on the whole test set or on its first `batches` batches."""
     right = total = 0
-    for x_BCHW, y_B in data.test():
+    for x_BCHW, y_B in itertools.islice(data.test(), batches):
         right += int((predict(x_BCHW).argmax(1) == y_B).sum())
         total += len(y_B)
     return 100 * right / total

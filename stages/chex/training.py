@@ -25,7 +25,8 @@ from stages.common.stage.device import is_main, parallel
 from stages.common.stage.tracking import RunLog
 
 LOG_STEPS = 20  # training loss is logged this often
-EVALUATIONS = 5  # test accuracy over training is logged this many times
+EVALUATIONS = 5  # test accuracy over training is logged at this many places, the end (chex-evaluate) included
+EVALUATION_BATCHES = 4  # ... on so many test batches
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -124,7 +125,7 @@ def fit(
             log.metrics({"train loss": loss.item(), "learning rate": optimizer.param_groups[0]["lr"]}, step)
         if step in evaluated:
             compact.module.eval()
-            log.metrics({"test top1 in training": accuracy(compact.module, data)}, step)
+            log.metrics({"top1 in training": accuracy(compact.module, data, EVALUATION_BATCHES)}, step)
             compact.module.train()
     _put_back(compact, optimizer)
     return history
