@@ -37,7 +37,9 @@ def frontier(results: pd.DataFrame, data: DataName, params: ChexParams) -> Figur
             wide[wide["method"] == method].groupby("setting")[["macs_fraction", "top1"]].agg(["mean", "std"])
         )
         points = points.sort_values(("macs_fraction", "mean"))
-        style = {"lw": 2.2, "color": "C3", "zorder": 3} if method == "chex" else {"lw": 1, "alpha": 0.85}
+        style = (
+            {"lw": 2.2, "color": "C3", "zorder": 3} if method == "chex" else {"lw": 1, "color": next(others)}
+        )
         axes.errorbar(
             points["macs_fraction", "mean"], points["top1", "mean"], points["top1", "std"], marker="o", ms=3,
             capsize=2, label=method, **style,

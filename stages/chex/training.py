@@ -105,9 +105,9 @@ def fit(
             saved_at = time.monotonic()
         if step in schedule.updates or step == schedule.final_update:
             momentum = _put_back(compact, optimizer)
-            explorer.finish() if step == schedule.final_update else explorer.step(step)
-            history.append(_widths(step, explorer))
-            log.metrics({"active channels": sum(history[-1]["active"].values())}, step)
+            if (explorer.step(step) if step in schedule.updates else explorer.finish()) is not None:
+                history.append(_widths(step, explorer))
+                log.metrics({"active channels": sum(history[-1]["active"].values())}, step)
             compact, network, optimizer = _take(model, groups, explorer, momentum, recipe, device)
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(step, schedule.lr, recipe.warmup, schedule.steps)
