@@ -32,6 +32,7 @@ def frontier(results: pd.DataFrame, data: DataName, params: ChexParams) -> Figur
     wide = rows.pivot_table(
         index=["method", "setting", "seed"], columns="metric", values="value"
     ).reset_index()
+    others = iter(["C0", "C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9"])
     for method in params.methods:
         points = (
             wide[wide["method"] == method].groupby("setting")[["macs_fraction", "top1"]].agg(["mean", "std"])

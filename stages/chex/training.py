@@ -105,7 +105,8 @@ def fit(
             saved_at = time.monotonic()
         if step in schedule.updates or step == schedule.final_update:
             momentum = _put_back(compact, optimizer)
-            if (explorer.step(step) if step in schedule.updates else explorer.finish()) is not None:
+            update = explorer.step(step) if step in schedule.updates else explorer.finish()
+            if update is not None:
                 history.append(_widths(step, explorer))
                 log.metrics({"active channels": sum(history[-1]["active"].values())}, step)
             compact, network, optimizer = _take(model, groups, explorer, momentum, recipe, device)
