@@ -1,6 +1,7 @@
 """CHEX's figures: accuracy against FLOPs (F1), widths over training (F2), active channels over training (F3)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,9 +39,9 @@ def frontier(results: pd.DataFrame, data: DataName, params: ChexParams) -> Figur
             wide[wide["method"] == method].groupby("setting")[["macs_fraction", "top1"]].agg(["mean", "std"])
         )
         points = points.sort_values(("macs_fraction", "mean"))
-        style = (
-            {"lw": 2.2, "color": "C3", "zorder": 3} if method == "chex" else {"lw": 1, "color": next(others)}
-        )
+        style: dict[str, Any] = {"lw": 1, "color": next(others)}
+        if method == "chex":
+            style = {"lw": 2.2, "color": "C3", "zorder": 3}
         axes.errorbar(
             points["macs_fraction", "mean"], points["top1", "mean"], points["top1", "std"], marker="o", ms=3,
             capsize=2, label=method, **style,
