@@ -37,14 +37,20 @@ def main() -> None:
     with Stage("chex-pretrain", params, [prepared], seed) as stage:
         jobs: list[Job] = [(name, length) for name in params.data for length in SHARE]
         work = partial(train_dense, params=params, prepared=prepared, seed=seed, folder=stage.work)
-        with progress(f"chex-pretrain seed {seed}", len(jobs)) as bar:
+        steps = sum(steps_of(params, *job) for job in jobs)
+        with progress(f"chex-pretrain seed {seed}", steps) as bar:
             for (name, length), _ in run_jobs(work, jobs):
-                bar.advance(note=f"{name} {length}")
+                bar.note(f"{name} {length}")
         if not is_main():
             return
         with output_dir(Path("runs/chex") / params.scale / "pretrain" / str(seed)) as output:
             for name, length in jobs:
                 shutil.copy(stage.work / f"{name}-{length}.safetensors", output)
+
+
+def steps_of(params: ChexParams, name: DataName, length: str) -> int:
+    """Training steps of one dense network."""
+    return int(params.data[name].steps * SHARE[length])
 
 
 def train_dense(job: Job, params: ChexParams, prepared: Path, seed: int, folder: Path) -> None:
@@ -56,7 +62,7 @@ def train_dense(job: Job, params: ChexParams, prepared: Path, seed: int, folder:
     recipe, device = params.data[name], start_device()
     model, groups = dense_model(name, recipe, seed, device)
     dense = ChannelExplorer(model, groups, ExplorerConfig(t_max=0, period=1, sparsity=0.0), torch.Generator())
-    schedule = Schedule(int(recipe.steps * SHARE[length]), recipe.lr)
+    schedule = Schedule(steps_of(params, name, length), recipe.lr)
     with run_log(params, name, "dense", length, seed) as log:
         data = open_data(prepared, name, recipe, device)
         checkpoint = Checkpoint(folder / f"{name}-{length}.ckpt")

@@ -76,9 +76,11 @@ def main() -> None:
             prune, method=cell.method, seed=cell.seed, params=params, prepared=prepared, pretrained=pretrained,
             folder=stage.work,
         )  # fmt: skip
-        with progress(f"chex-prune {cell.method} seed {cell.seed}", len(jobs)) as bar:
+        how = METHODS[cell.method]
+        steps = sum(schedule_of(how, params.data[name], params.prune).steps for name, _ in jobs)
+        with progress(f"chex-prune {cell.method} seed {cell.seed}", steps) as bar:
             for (name, target), _ in run_jobs(work, jobs):
-                bar.advance(note=f"{name} {target:g}")
+                bar.note(f"{name} {target:g}")
         if not is_main():
             return
         with output_dir(runs / "prune" / f"{cell.method}-{cell.seed}") as output:

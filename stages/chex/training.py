@@ -22,6 +22,7 @@ from stages.chex.method.losses import mixup
 from stages.chex.params import Recipe
 from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.device import is_main, parallel
+from stages.common.stage.progress import tick
 from stages.common.stage.tracking import RunLog
 
 LOG_STEPS = 20  # training loss is logged this often
@@ -91,8 +92,10 @@ def fit(
     )
     evaluated = {schedule.steps * part // EVALUATIONS for part in range(1, EVALUATIONS)}
     saved_at = time.monotonic()
+    tick(start)
     batches = data.train(seed, start)
     for step in range(start, schedule.steps):
+        tick()
         if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
             momentum = _put_back(compact, optimizer)
             if is_main():
