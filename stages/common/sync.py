@@ -111,7 +111,9 @@ class Sender:
             run = self.run_of(path, start)
             params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in start["params"].items()]
             self.client.log_batch(run, params=params)
-            self.files[path.name] = {"run": run, "lines": 1}
+            # who made the run ends it: an amendment to a run that this store has never seen makes one too
+            found = self.client.get_run(run).data.tags.get("encore.spool") == path.name
+            self.files[path.name] = {"run": run, "lines": 1, "ends": found}
         sent = self.files[path.name]
         new = complete[sent["lines"] :]
         metrics = [
@@ -130,7 +132,7 @@ class Sender:
         if end is None and not psutil.pid_exists(start["pid"]):
             end = {"status": "KILLED", "time": complete[-1]["time"]}
         if end:
-            if start["kind"] == "new":
+            if sent["ends"]:
                 self.client.set_terminated(sent["run"], end["status"], end["time"])
             path.unlink()
             del self.files[path.name]
@@ -140,6 +142,12 @@ class Sender:
         for run in self.parents.values():
             self.client.set_terminated(run)
         self.parents.clear()
+
+
+def _started(path: Path) -> tuple[int, str]:
+    """When the run of a spool file started; a file whose first line is not written yet comes last."""
+    first = path.open().readline()
+    return (json.loads(first)["time"] if first.endswith("\n") else sys.maxsize, path.name)
 
 
 def sync(patience: float) -> bool:
@@ -155,7 +163,7 @@ def sync(patience: float) -> bool:
             return True
         deadline, pause = time.monotonic() + patience, 1.0
         sender = None
-        while files := sorted(SPOOL.glob("*.jsonl")):
+        while files := sorted(SPOOL.glob("*.jsonl"), key=_started):  # a run before what amends it
             try:
                 sender = sender or Sender()
                 for path in files:
