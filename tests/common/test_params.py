@@ -160,7 +160,7 @@ def test_parameters_are_frozen(tmp_path: Path) -> None:
     write_params(tmp_path, tiny_params())
     params = load_params(ChexParams, "chex", tmp_path / "params.yaml")
     with pytest.raises(ValidationError):
-        params.scale = "real"  # type: ignore[misc]
+        params.scale = "real"
 
 
 @given(st.lists(st.integers(-3, 6), max_size=5))
