@@ -53,7 +53,8 @@ def main() -> int:
         return run_here(sys.argv[1:])
     from stages.common.warm import run_warm
 
-    return run_warm(sys.argv[1:])
+    code = run_warm(sys.argv[1:])
+    return run_here(sys.argv[1:]) if code is None else code
 
 
 if __name__ == "__main__":
