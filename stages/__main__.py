@@ -39,7 +39,10 @@ def run_here(argv: list[str]) -> int:
     try:
         run(lambda: stage_module(argv[0]).main())
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
     return 0
 
 
