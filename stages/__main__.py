@@ -6,6 +6,29 @@ The same as `python -m stages.chex.prune --method chex --seed 0`, but in the war
 import importlib
 import os
 import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def stage_module(name: str) -> ModuleType:
+    """The module of the stage `name`.
+
+    Raises:
+        ParameterError: there is no such stage.
+    """
+    from stages.common.stage.errors import ParameterError
+
+    here = Path(__file__).parent
+    stages = [
+        f"{file.parent.name}.{file.stem}"
+        for file in sorted(here.glob("*/*.py"))
+        if file.parent.name != "common" and "\ndef main(" in file.read_text()
+    ]
+    if name not in stages:
+        paper = name.partition(".")[0]
+        near = [known for known in stages if known.startswith(f"{paper}.")] or stages
+        raise ParameterError(f"{name}: no such stage; a stage is <paper>.<step>: {', '.join(near)}")
+    return importlib.import_module(f"stages.{name}")
 
 
 def run_here(argv: list[str]) -> int:
@@ -14,9 +37,12 @@ def run_here(argv: list[str]) -> int:
 
     sys.argv = argv
     try:
-        run(importlib.import_module(f"stages.{argv[0]}").main)
+        run(lambda: stage_module(argv[0]).main())
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
     return 0
 
 
@@ -30,7 +56,8 @@ def main() -> int:
         return run_here(sys.argv[1:])
     from stages.common.warm import run_warm
 
-    return run_warm(sys.argv[1:])
+    code = run_warm(sys.argv[1:])
+    return run_here(sys.argv[1:]) if code is None else code
 
 
 if __name__ == "__main__":

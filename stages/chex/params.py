@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from stages.common.stage.params import Fractions, Scale, Section, Seeds
+from stages.common.stage.params import Fractions, Scale, Section, Seeds, distinct
 
 DataName = Literal["shapes", "digits", "cifar10", "imagenet"]
 MethodName = Literal[
@@ -59,7 +59,7 @@ class ChexParams(Section):
         "python", "torchrun --nproc-per-node=gpu"
     ]  # how training stages start: one process, or one per GPU
     seeds: Seeds
-    methods: Annotated[list[MethodName], Field(min_length=1)]
+    methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(distinct)]
     data: Annotated[dict[DataName, Recipe], Field(min_length=1)]
     image_folder: (
         str | None

@@ -9,6 +9,7 @@ terminal, folder and environment of the caller, and ends when the caller does, h
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -40,6 +41,7 @@ PRELOAD = (
     "psutil",
     "yaml",
 )
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 IDLE_SECONDS = 60.0
 START_SECONDS = 60.0
 # what libraries read once, when they are loaded: callers that differ in these get different interpreters
@@ -72,9 +74,17 @@ def _address() -> str:
     return str(folder / hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
-def run_warm(argv: list[str]) -> int:
-    """Run the stage `argv[0]` with arguments `argv[1:]` in the warm interpreter; returns its exit code."""
-    with _connect() as server:
+def run_warm(argv: list[str]) -> int | None:
+    """Run the stage `argv[0]` with arguments `argv[1:]` in the warm interpreter.
+
+    Returns its exit code, or None when there can be no warm interpreter here.
+    """
+    try:
+        server = _connect()
+    except OSError as error:
+        print(f"encore: no warm interpreter ({error}), the stage starts slowly", file=sys.stderr)
+        return None
+    with server:
         request = json.dumps({"argv": argv, "cwd": os.getcwd(), "env": dict(os.environ), "pid": os.getpid()})
         socket.send_fds(server, [len(request.encode()).to_bytes(8, "big")], [0, 1, 2])
         server.sendall(request.encode())
@@ -91,7 +101,8 @@ def run_warm(argv: list[str]) -> int:
 def _connect() -> socket.socket:
     address = _address()
     deadline = time.monotonic() + START_SECONDS
-    started = False
+    starter: subprocess.Popen[bytes] | None = None
+    start_again = 0.0
     while True:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -100,10 +111,11 @@ def _connect() -> socket.socket:
         except (FileNotFoundError, ConnectionRefusedError):
             client.close()
         if time.monotonic() > deadline:
-            raise TimeoutError("the warm interpreter did not start; ENCORE_WARM=0 runs without it")
-        if not started:
-            started = True
-            subprocess.Popen(
+            raise TimeoutError("it did not start")
+        # one that finds another still there, such as one about to end, ends itself: then it is tried again
+        if time.monotonic() > start_again and (starter is None or starter.poll() is not None):
+            start_again = time.monotonic() + 1.0
+            starter = subprocess.Popen(
                 [sys.executable, "-m", "stages.common.warm", address],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -153,9 +165,9 @@ def serve(address: str) -> None:
                 except (OSError, EOFError, ValueError):
                     caller.close()
                     continue
-                callers[caller] = _fork_stage(
-                    request, descriptors, [lock, listener.fileno(), caller.fileno()]
-                )
+                open_here = [listener.fileno(), selector.fileno(), wake_read, wake_write, caller.fileno()]
+                close = [lock, *open_here, *(other.fileno() for other in callers)]
+                callers[caller] = _fork_stage(request, descriptors, close)
                 for descriptor in descriptors:
                     os.close(descriptor)
                 selector.register(caller, selectors.EVENT_READ)
@@ -168,7 +180,10 @@ def serve(address: str) -> None:
                         code = os.waitstatus_to_exitcode(status)
                         with contextlib.suppress(OSError):
                             caller.sendall(bytes([code if code >= 0 else 128 - code]))
-                        selector.unregister(caller)
+                        with contextlib.suppress(
+                            KeyError
+                        ):  # a caller that is gone is not listened to any more
+                            selector.unregister(caller)
                         caller.close()
                         del callers[caller]
                         idle_since = time.monotonic()
@@ -185,6 +200,11 @@ def serve(address: str) -> None:
                     _end_group(callers[caller])
                     selector.unregister(caller)
     os.unlink(address)
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the one that forked it ends, however that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_group(group: int) -> None:
@@ -214,6 +234,7 @@ def _fork_stage(request: dict[str, Any], descriptors: list[int], close: list[int
     code = 1
     try:
         os.setpgid(0, 0)
+        end_with_parent()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in close:
@@ -227,10 +248,11 @@ def _fork_stage(request: dict[str, Any], descriptors: list[int], close: list[int
         from stages.__main__ import run_here
 
         code = run_here(request["argv"])
-    except BaseException:
+    except BaseException as error:
         import traceback
 
         traceback.print_exc()
+        code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
@@ -240,3 +262,4 @@ def _fork_stage(request: dict[str, Any], descriptors: list[int], close: list[int
 
 if __name__ == "__main__":
     serve(sys.argv[1])
+    os._exit(0)  # at once: until it has ended, no other can start

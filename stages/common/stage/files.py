@@ -23,11 +23,14 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` such that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -66,9 +69,11 @@ def verified(path: Path) -> Path:
     if not manifest.is_file():
         raise InputError(f"{path}: missing or incomplete (no {MANIFEST}); run `dvc repro` of its stage first")
     try:
-        digests = json.loads(manifest.read_text())
+        digests: dict[str, str] = json.loads(manifest.read_text())
+        if not isinstance(digests, dict):
+            raise ValueError
     except ValueError:
-        raise InputError(f"{manifest}: damaged (not JSON); `dvc checkout` restores it") from None
+        raise InputError(f"{manifest}: damaged (not a list of files); `dvc checkout` restores it") from None
     for name, digest in digests.items():
         file = path / name
         if not file.is_file():

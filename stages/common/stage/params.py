@@ -14,19 +14,20 @@ Scale = Literal["quick", "real", "paper"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _distinct(values: list[Any]) -> list[Any]:
+def distinct(values: list[Any]) -> list[Any]:
+    """The values, none of which may appear twice."""
     if len(set(values)) != len(values):
         raise ValueError(f"{values} names a value twice")
     return values
 
 
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)]
 # `-S chex.prune.flops=0.4` on the command line gives a number where the presets give a list
 Fractions = Annotated[
     list[Fraction],
     BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
     Field(min_length=1),
-    AfterValidator(_distinct),
+    AfterValidator(distinct),
 ]
 
 
@@ -49,7 +50,7 @@ def load_params(model: type[Model], paper: str, path: Path = PARAMS_FILE) -> Mod
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ParameterError(f"{path}: not found; run from the repository's root") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or paper not in values:
         raise ParameterError(f"{path}: no section '{paper}'")

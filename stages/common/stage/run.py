@@ -34,15 +34,21 @@ class _Parser(argparse.ArgumentParser):
         raise ParameterError(f"{self.prog}: {message}")
 
 
+def _whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or greater")
+    return int(text)
+
+
 def cell_arguments(description: str, **options: Sequence[str] | type[int]) -> argparse.Namespace:
     """Read the arguments that name one cell of a stage's matrix.
 
-    Each option is given as the values that are allowed, or as `int`; all are required.
+    Each option is given as the values that are allowed, or as `int` (a seed, a number: 0 or greater); all are required.
     """
     parser = _Parser(description=description)
     for name, kind in options.items():
         if isinstance(kind, type):
-            parser.add_argument(f"--{name}", type=kind, required=True)
+            parser.add_argument(f"--{name}", type=_whole_number, required=True)
         else:
             parser.add_argument(f"--{name}", choices=list(kind), required=True)
     return parser.parse_args()
