@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stages.common.stage.device import is_main
 from stages.common.stage.errors import ParameterError, StageError
 from stages.common.stage.files import digest_of, verified
 from stages.common.stage.params import Section
@@ -117,5 +118,5 @@ class Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        if kind is None and is_main():  # the others may be done while the main process still copies from it
             shutil.rmtree(self.work, ignore_errors=True)
