@@ -64,12 +64,16 @@ def seed_everything(seed: int) -> None:
 
 
 def project_files() -> list[Path]:
-    """The project's own files that this process has imported, relative to the repository, sorted."""
+    """The project's own files that this process has imported, relative to the repository, sorted.
+
+    How the stage was started is no part of it: the same stage names the same files with and without the warm interpreter.
+    """
     sources = {
         Path(source)
         for name, module in list(sys.modules.items())
         if name.partition(".")[0] in ("stages", "__main__") and (source := getattr(module, "__file__", None))
     }
+    sources -= {ROOT / "stages" / "__main__.py", ROOT / "stages" / "common" / "warm.py"}
     return sorted(path.relative_to(ROOT) for path in sources if path.is_relative_to(ROOT / "stages"))
 
 
