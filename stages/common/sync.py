@@ -102,11 +102,12 @@ class Sender:
         """Send what is new in one spool file; delete the file when its run has ended."""
         from mlflow.entities import Metric, Param
 
+        start = started(path)
+        if start is None:
+            return
+        alive = psutil.pid_exists(start["pid"])  # before reading: what it wrote last must not be missed
         lines = path.read_text().splitlines(keepends=True)
         complete = [json.loads(line) for line in lines if line.endswith("\n")]
-        if not complete:
-            return
-        start = complete[0]
         if path.name not in self.files:
             run = self.run_of(path, start)
             params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in start["params"].items()]
@@ -127,7 +128,7 @@ class Sender:
                 self.client.log_artifact(sent["run"], event["path"])
         sent["lines"] = len(complete)
         end = complete[-1] if complete[-1]["event"] == "end" else None
-        if end is None and not psutil.pid_exists(start["pid"]):
+        if end is None and not alive:
             end = {"status": "KILLED", "time": complete[-1]["time"]}
         if end:
             if start["kind"] == "new":
@@ -140,6 +141,19 @@ class Sender:
         for run in self.parents.values():
             self.client.set_terminated(run)
         self.parents.clear()
+
+
+def started(path: Path) -> dict[str, Any] | None:
+    """The first event of a spool file; None where there is none yet."""
+    with path.open() as file:
+        line = file.readline()
+    return json.loads(line) if line.endswith("\n") else None
+
+
+def in_order(path: Path) -> tuple[int, int]:
+    """Sorts spool files by their start; what amends a run comes after it."""
+    start = started(path)
+    return (start["kind"] != "new", start["time"]) if start else (2, 0)
 
 
 def sync(patience: float) -> bool:
@@ -155,7 +169,7 @@ def sync(patience: float) -> bool:
             return True
         deadline, pause = time.monotonic() + patience, 1.0
         sender = None
-        while files := sorted(SPOOL.glob("*.jsonl")):
+        while files := sorted(SPOOL.glob("*.jsonl"), key=in_order):
             try:
                 sender = sender or Sender()
                 for path in files:
