@@ -22,6 +22,8 @@ STATE = SPOOL / "sent.json"
 LOCAL_STORE = "sqlite:///mlflow.db"
 LOCAL_ARTIFACTS = "mlartifacts"
 BATCH = 1000  # the most metrics that MLflow takes in one call
+# MLflow's answers to what it will never take, such as a metric's name with a bracket or a run that a user has deleted
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
 PARAM_LENGTH = 6000  # the longest parameter value that MLflow takes
 
 
@@ -159,6 +161,8 @@ def in_order(path: Path) -> tuple[int, int]:
 def sync(patience: float) -> bool:
     """Send until the spool is empty; when the store does not answer, keep trying for `patience` seconds.
 
+    What the store refuses is left in the spool.
+
     Returns whether everything has been sent. Returns at once, with True, when another process is at it.
     """
     SPOOL.mkdir(parents=True, exist_ok=True)
@@ -169,11 +173,18 @@ def sync(patience: float) -> bool:
             return True
         deadline, pause = time.monotonic() + patience, 1.0
         sender = None
-        while files := sorted(SPOOL.glob("*.jsonl"), key=in_order):
+        refused: set[Path] = set()
+        while files := sorted(set(SPOOL.glob("*.jsonl")) - refused, key=in_order):
             try:
                 sender = sender or Sender()
                 for path in files:
-                    sender.send(path)
+                    try:
+                        sender.send(path)
+                    except Exception as error:
+                        if getattr(error, "error_code", None) not in REFUSALS:
+                            raise
+                        refused.add(path)  # it holds up no other run
+                        print(f"the tracking store refuses {path}: {str(error)[:200]}", flush=True)
                     sender.save()
                 pause = 1.0
                 deadline = time.monotonic() + patience
@@ -189,7 +200,7 @@ def sync(patience: float) -> bool:
         if sender:
             sender.close_parents()
             sender.save()
-    return True
+    return not refused
 
 
 def main() -> None:
