@@ -197,4 +197,4 @@ def test_jobs_give_every_result_and_pass_errors_on() -> None:
     assert sorted(run_jobs(abs, [-3, 2, -1])) == [(-3, 3), (-1, 1), (2, 2)]
     assert list(run_jobs(abs, [-3])) == [(-3, 3)]
     with pytest.raises(TypeError):
-        list(run_jobs(abs, ["text", 1]))  # type: ignore[arg-type, list-item]
+        list(run_jobs(abs, ["text", 1]))  # type: ignore[arg-type]
