@@ -37,6 +37,11 @@ def fetch(dataset: str, name: str) -> Path:
 
     try:
         return Path(pooch.retrieve(entry["url"], f"sha256:{entry['sha256']}", fname=name, path=RAW / dataset))
+    except ValueError:  # what pooch raises for wrong bytes, which it does not keep
+        raise InputError(
+            f"{dataset}/{name}: the bytes at {entry['url']} do not have the sha256 in {REGISTRY}; "
+            "set ENCORE_MIRROR to a folder that has the right ones"
+        ) from None
     except Exception as error:  # requests and urllib raise many kinds
         raise InputError(
             f"{dataset}/{name}: cannot be downloaded from {entry['url']} ({type(error).__name__}); "

@@ -22,6 +22,8 @@ STATE = SPOOL / "sent.json"
 LOCAL_STORE = "sqlite:///mlflow.db"
 LOCAL_ARTIFACTS = "mlartifacts"
 BATCH = 1000  # the most metrics that MLflow takes in one call
+# MLflow's answers to what it will never take, such as a metric's name with a bracket or a run that a user has deleted
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
 PARAM_LENGTH = 6000  # the longest parameter value that MLflow takes
 
 
@@ -102,11 +104,12 @@ class Sender:
         """Send what is new in one spool file; delete the file when its run has ended."""
         from mlflow.entities import Metric, Param
 
+        start = started(path)
+        if start is None:
+            return
+        alive = psutil.pid_exists(start["pid"])  # before reading: what it wrote last must not be missed
         lines = path.read_text().splitlines(keepends=True)
         complete = [json.loads(line) for line in lines if line.endswith("\n")]
-        if not complete:
-            return
-        start = complete[0]
         if path.name not in self.files:
             run = self.run_of(path, start)
             params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in start["params"].items()]
@@ -129,7 +132,7 @@ class Sender:
                 self.client.log_artifact(sent["run"], event["path"])
         sent["lines"] = len(complete)
         end = complete[-1] if complete[-1]["event"] == "end" else None
-        if end is None and not psutil.pid_exists(start["pid"]):
+        if end is None and not alive:
             end = {"status": "KILLED", "time": complete[-1]["time"]}
         if end:
             if sent["ends"]:
@@ -144,14 +147,23 @@ class Sender:
         self.parents.clear()
 
 
-def _started(path: Path) -> tuple[int, str]:
-    """When the run of a spool file started; a file whose first line is not written yet comes last."""
-    first = path.open().readline()
-    return (json.loads(first)["time"] if first.endswith("\n") else sys.maxsize, path.name)
+def started(path: Path) -> dict[str, Any] | None:
+    """The first event of a spool file; None where there is none yet."""
+    with path.open() as file:
+        line = file.readline()
+    return json.loads(line) if line.endswith("\n") else None
+
+
+def in_order(path: Path) -> tuple[int, int]:
+    """Sorts spool files by their start; what amends a run comes after it."""
+    start = started(path)
+    return (start["kind"] != "new", start["time"]) if start else (2, 0)
 
 
 def sync(patience: float) -> bool:
     """Send until the spool is empty; when the store does not answer, keep trying for `patience` seconds.
+
+    What the store refuses is left in the spool.
 
     Returns whether everything has been sent. Returns at once, with True, when another process is at it.
     """
@@ -163,11 +175,18 @@ def sync(patience: float) -> bool:
             return True
         deadline, pause = time.monotonic() + patience, 1.0
         sender = None
-        while files := sorted(SPOOL.glob("*.jsonl"), key=_started):  # a run before what amends it
+        refused: set[Path] = set()
+        while files := sorted(set(SPOOL.glob("*.jsonl")) - refused, key=in_order):
             try:
                 sender = sender or Sender()
                 for path in files:
-                    sender.send(path)
+                    try:
+                        sender.send(path)
+                    except Exception as error:
+                        if getattr(error, "error_code", None) not in REFUSALS:
+                            raise
+                        refused.add(path)  # it holds up no other run
+                        print(f"the tracking store refuses {path}: {str(error)[:200]}", flush=True)
                     sender.save()
                 pause = 1.0
                 deadline = time.monotonic() + patience
@@ -183,7 +202,7 @@ def sync(patience: float) -> bool:
         if sender:
             sender.close_parents()
             sender.save()
-    return True
+    return not refused
 
 
 def main() -> None:

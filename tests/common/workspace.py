@@ -84,11 +84,14 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
-    """Processes that work in `folder`: the stages of a workspace, their workers, its warm interpreter, its sync."""
+    """Processes that work in `folder`: the stages of a workspace, their workers, its warm interpreter, its sync.
+
+    The tests' own process is none of them, even when it is there.
+    """
     found = []
     for process in psutil.process_iter():
         try:
-            if Path(process.cwd()).is_relative_to(folder.resolve()):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder.resolve()):
                 found.append(process)
         except psutil.Error:
             continue

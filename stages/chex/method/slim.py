@@ -46,9 +46,10 @@ def save_slim(model: nn.Module, path: Path) -> None:
     kept = getattr(model, "slim_kept", None)
     if not isinstance(kept, Kept):
         raise ValueError("save_slim writes what slim() returned; this model has no slim_kept")
-    metadata = {"kept": json.dumps(asdict(kept))}
+    structure = {"kept": asdict(kept)}
     if isinstance(model, ResNet):
-        metadata["resnet"] = json.dumps(asdict(model.spec))
+        structure["resnet"] = asdict(model.spec)
+    metadata = {"slim": json.dumps(structure)}  # one entry: safetensors writes several in random order
     # safetensors stores no tensor twice: contiguous copies of shared ones
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, metadata)
 
@@ -70,18 +71,18 @@ def load_slim(path: Path, skeleton: nn.Module | None = None) -> nn.Module:
         >>> net = load_slim(Path("slim.safetensors"), skeleton)  # doctest: +SKIP
     """
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+        structure: dict[str, Any] = json.loads((file.metadata() or {}).get("slim", "{}"))
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if "kept" not in metadata:
+    if "kept" not in structure:
         raise ValueError(f"{path}: no slim structure in the metadata; write it with save_slim")
     if skeleton is None:
-        if "resnet" not in metadata:
+        if "resnet" not in structure:
             raise ValueError(f"{path}: not one of our ResNets; pass the dense architecture as `skeleton`")
-        fields: dict[str, Any] = json.loads(metadata["resnet"])
+        fields = structure["resnet"]
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         with torch.device("meta"):
             skeleton = ResNet(ResNetSpec(**fields))
-    kept = Kept(**json.loads(metadata["kept"]))
+    kept = Kept(**structure["kept"])
     try:
         narrow_(skeleton, kept).load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError) as error:

@@ -22,8 +22,8 @@ def start_device() -> torch.device:
 
 def process_share() -> tuple[int, int]:
     """Rank of this process and how many there are: it takes every so many-th part of the work."""
-    if not torch.distributed.is_initialized():
-        return 0, 1
+    if not torch.distributed.is_initialized():  # torchrun says it, also where no group has been needed
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 

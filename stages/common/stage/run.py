@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stages.common.stage.device import is_main
 from stages.common.stage.errors import ParameterError, StageError
 from stages.common.stage.files import digest_of, verified
 from stages.common.stage.params import Section
@@ -63,12 +64,16 @@ def seed_everything(seed: int) -> None:
 
 
 def project_files() -> list[Path]:
-    """The project's own files that this process has imported, relative to the repository, sorted."""
+    """The project's own files that this process has imported, relative to the repository, sorted.
+
+    How the stage was started is no part of it: the same stage names the same files with and without the warm interpreter.
+    """
     sources = {
         Path(source)
         for name, module in list(sys.modules.items())
         if name.partition(".")[0] in ("stages", "__main__") and (source := getattr(module, "__file__", None))
     }
+    sources -= {ROOT / "stages" / "__main__.py", ROOT / "stages" / "common" / "warm.py"}
     return sorted(path.relative_to(ROOT) for path in sources if path.is_relative_to(ROOT / "stages"))
 
 
@@ -117,5 +122,5 @@ class Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        if kind is None and is_main():  # the others may be done while the main process still copies from it
             shutil.rmtree(self.work, ignore_errors=True)
