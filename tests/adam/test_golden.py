@@ -290,10 +290,10 @@ def test_golden_auc_margin(path: Path) -> None:
     positive = case["target"].flatten() == 1
     a, b, alpha, margin = case["state"].double().unbind()
     pred = case["pred"].double().flatten().requires_grad_()
-    state = tuple(value.clone().requires_grad_() for value in (a, b, alpha))
+    a, b, alpha = (value.clone().requires_grad_() for value in (a, b, alpha))
     p = positive.double().mean()
-    loss = aucm(pred, positive, *state, float(margin))
-    gradients = torch.autograd.grad(loss, [pred, *state])
+    loss = aucm(pred, positive, a, b, alpha, float(margin))
+    gradients = torch.autograd.grad(loss, [pred, a, b, alpha])
     for version, factor, atol in (("v1", p * (1 - p), 1e-6), ("v2", torch.ones(()), ATOL)):
         close(factor * loss.detach(), case[f"{version}/loss"].double(), atol)
         names = ("grad_pred", "grad_a", "grad_b", "grad_alpha")

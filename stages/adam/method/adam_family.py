@@ -9,7 +9,7 @@ The recursion is that of `recursion.py`; here it runs over lists of tensors with
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ CORRECTABLE = (
     "amsgrad",
     "rmsprop",
 )  # bias correction means something for plain averages from zero
+CHUNK_ELEMENTS = 1 << 16
 SCHEDULED = ("lr", "beta1", "beta2")
 
 
@@ -105,7 +106,8 @@ class AdamFamily(torch.optim.Optimizer):
             for t, params in sorted(by_count.items()):
                 for name, schedule in schedules.items():
                     group[name] = schedule(t)
-                self._step_together(group, params, t)
+                for chunk in _chunks(params, group["member"]):
+                    self._step_together(group, chunk, t)
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,13 +126,13 @@ class AdamFamily(torch.optim.Optimizer):
         Raises:
             RuntimeError: no step has been taken, or no group tracks its scale.
         """
-        tracked = [state["scale"] for state in self.state.values() if "scale" in state]
+        tracked = [state for state in self.state.values() if "widest" in state]
         if not tracked:
             raise RuntimeError(
                 "AdamFamily.scale_range: nothing tracked yet; take a step (with track_scale=True)"
             )
-        ranges = torch.stack([scale.double().cpu() for scale in tracked])
-        return float(ranges[:, 0].min()), float(ranges[:, 1].max())
+        low = min(float(1 / state["widest"]) for state in tracked)
+        return low, max(float(1 / state["smallest"]) for state in tracked)
 
     def _step_together(self, group: dict[str, Any], params: list[Tensor], t: int) -> None:
         """One step of parameters that have taken t steps each."""
@@ -163,29 +165,52 @@ class AdamFamily(torch.optim.Optimizer):
         if group["member"] == "sgdm":
             torch._foreach_add_(params, v, alpha=size)
             if t == 0 and group["track_scale"]:
-                for state in states:
-                    state["scale"].fill_(1.0)
+                for p, state in zip(params, states, strict=True):
+                    _widen(state, p.new_ones(()), p.new_ones(()))
         elif group["member"] == "adam_plus":
             norm = torch.stack([part.to(v[0].device) for part in torch._foreach_norm(v)]).norm()
-            scale = 1 / (norm.sqrt() + group["G0"])
-            for p, part in zip(params, v, strict=True):
-                p.addcmul_(part, scale.to(p), value=size)
-            if group["track_scale"]:
-                for state in states:
-                    _widen(state["scale"], scale, scale)
+            denominator = norm.sqrt() + group["G0"]
+            for p, state, part in zip(params, states, v, strict=True):
+                here = denominator.to(p)
+                p.addcdiv_(part, here, value=size)
+                if group["track_scale"]:
+                    _widen(state, here, here)
         else:
             denominators = torch._foreach_sqrt(_second_moments(group, states, grads, t, beta2))
             if u_weight != 1:
                 torch._foreach_div_(denominators, math.sqrt(u_weight))
-            if MEMBERS[group["member"]].offset:
+            if group["member"] == "adabound":  # clipping u, after the root: no copy of u is needed
+                lower, upper = group["bounds"]
+                torch._foreach_clamp_min_(denominators, 1 / upper)
+                torch._foreach_clamp_max_(denominators, 1 / lower)
+            else:
                 torch._foreach_add_(denominators, group["G0"])
             torch._foreach_addcdiv_(params, v, denominators, size)
             if group["track_scale"]:
                 for state, denominator in zip(states, denominators, strict=True):
-                    low, high = torch.aminmax(denominator)
-                    _widen(state["scale"], 1 / high, 1 / low)
+                    _widen(state, denominator.amin(), denominator.amax())
         for state in states:
             state["step"] = t + 1
+
+
+def _chunks(params: list[Tensor], member: str) -> Iterator[list[Tensor]]:
+    """Parts of a group that are stepped one after the other.
+
+    On a CPU a step is bound by memory: a chunk that fits the cache goes through all operations before the next one comes,
+    which is twice as fast as every operation over everything. adam_plus needs the norm of all first moments at once.
+    """
+    if member == "adam_plus" or params[0].device.type != "cpu":
+        yield params
+        return
+    chunk: list[Tensor] = []
+    elements = 0
+    for p in params:
+        if chunk and elements + p.numel() > CHUNK_ELEMENTS:
+            yield chunk
+            chunk, elements = [], 0
+        chunk.append(p)
+        elements += p.numel()
+    yield chunk
 
 
 def _second_moments(
@@ -202,17 +227,11 @@ def _second_moments(
         case _:
             torch._foreach_mul_(u, beta2)
             torch._foreach_addcmul_(u, grads, grads, 1 - beta2)
-    match group["member"]:
-        case "amsgrad":
-            largest = [state["largest"] for state in states]
-            torch._foreach_maximum_(largest, u)
-            return largest
-        case "adabound":
-            lower, upper = group["bounds"]
-            clipped = torch._foreach_clamp_min(u, upper**-2)
-            torch._foreach_clamp_max_(clipped, lower**-2)
-            return list(clipped)
-    return u
+    if group["member"] != "amsgrad":
+        return u
+    largest = [state["largest"] for state in states]
+    torch._foreach_maximum_(largest, u)
+    return largest
 
 
 def _start(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
@@ -227,13 +246,13 @@ def _start(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     if group["bias_correction"]:
         state["beta1_product"] = state["beta2_product"] = 1.0
     if group["track_scale"]:
-        state["scale"] = torch.tensor([math.inf, -math.inf], dtype=p.dtype, device=p.device)
+        state["smallest"], state["widest"] = p.new_full((), math.inf), p.new_zeros(())
 
 
-def _widen(scale: Tensor, low: Tensor, high: Tensor) -> None:
-    """Widen a running range [low, high] on its own device, without waiting for it."""
-    torch.minimum(scale[0], low.to(scale), out=scale[0])
-    torch.maximum(scale[1], high.to(scale), out=scale[1])
+def _widen(state: dict[str, Any], low: Tensor, high: Tensor) -> None:
+    """Widen the running range of the denominator 1/s to hold low and high, on its device, without waiting for it."""
+    torch.minimum(state["smallest"], low, out=state["smallest"])
+    torch.maximum(state["widest"], high, out=state["widest"])
 
 
 def _check(group: dict[str, Any]) -> None:

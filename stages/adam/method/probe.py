@@ -29,8 +29,8 @@ class GradientProbe:
         self._sums: dict[str, Tensor] = {}
         self._sums_at: dict[str, dict[int, Tensor]] = {}
         self.now_at: dict[str, dict[int, Tensor]] = {}
-        self.scale_at: dict[int, tuple[Tensor, Tensor]] = {}
-        self._scale: tuple[Tensor, Tensor] | None = None
+        self.range_at: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+        self._ranges: dict[str, tuple[Tensor, Tensor]] = {}
 
     def see(self, **values: Tensor) -> None:
         """Add the quantities of one step."""
@@ -42,14 +42,16 @@ class GradientProbe:
                 self._sums_at.setdefault(name, {})[self.steps] = self._sums[name]
                 self.now_at.setdefault(name, {})[self.steps] = value
 
-    def see_scale(self, s: Tensor) -> None:
-        """Note the smallest and largest entry of s over the last dimension; call it after `see`."""
-        low, high = s.amin(-1), s.amax(-1)
-        if self._scale is not None:
-            low, high = torch.minimum(low, self._scale[0]), torch.maximum(high, self._scale[1])
-        self._scale = (low, high)
-        if self.steps in self.marks:
-            self.scale_at[self.steps] = self._scale
+    def see_range(self, **values: Tensor) -> None:
+        """Widen the ranges so far by the entries over the last dimension [..., d]; call it after `see`."""
+        for name, value in values.items():
+            low, high = value.amin(-1), value.amax(-1)
+            if name in self._ranges:
+                low = torch.minimum(low, self._ranges[name][0])
+                high = torch.maximum(high, self._ranges[name][1])
+            self._ranges[name] = (low, high)
+            if self.steps in self.marks:
+                self.range_at.setdefault(name, {})[self.steps] = (low, high)
 
     def mean(self, name: str, until: int, since: int = 0) -> Tensor:
         """Mean of a quantity over the steps [since, until), both of them marks."""

@@ -7,12 +7,7 @@ curvature is negative around z_i = 1.
 import torch
 from torch import Tensor
 
-
-def random_orthogonal(d: int, seed: int = 0) -> Tensor:
-    """A rotation [d, d], uniform up to signs."""
-    generator = torch.Generator().manual_seed(seed)
-    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
-    return q * r.diagonal().sign()
+from stages.adam.method.problems.matrices import random_orthogonal
 
 
 class QuadraticWelsch:
