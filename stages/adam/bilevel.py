@@ -1,8 +1,8 @@
 """adam-bilevel: stochastic momentum bilevel with truncated Neumann series (E9).
 
-Reads `data/adam/<scale>/digits.safetensors`. Writes `runs/adam/<scale>/bilevel/`, table T6: on a problem where everything is exact, the
-squared hypergradient norm per number of terms K and horizon; on hyper-cleaning, the validation loss and how well the learnt
-weights tell wrong labels from right ones.
+Reads `data/adam/<scale>/digits.safetensors`. Writes `runs/adam/<scale>/bilevel/`, table T6: on a problem where everything
+is exact, the squared hypergradient norm per number of terms K and horizon; on hyper-cleaning, the validation loss and how
+well the learnt weights tell wrong labels from right ones.
 """
 
 from dataclasses import dataclass
@@ -79,9 +79,9 @@ def quadratic(name: str, params: AdamParams) -> Sheet:
     sheet = Sheet(params, "bilevel", params.bilevel, params.seeds)
     root = column(T**-0.5 for T in horizons)
     beta, eta_x, eta_y = 1 - (4 * root).clamp(max=1), method.eta * root, 6 * root
-    H_mm = with_eigenvalues(torch.linspace(0.2, 1, D_Y, dtype=torch.float64))
+    H_mm = with_eigenvalues(torch.linspace(0.2, 1, D_Y, dtype=torch.float64), seed=1)
     base = standard(D_X, 0.01, 0.3, start=1.0)
-    problem = BilevelQuadratic(base, H_mm, unit_norm(D_Y, D_X), normal_vector(D_Y, seed=1))
+    problem = BilevelQuadratic(base, H_mm, unit_norm(D_Y, D_X, seed=2), normal_vector(D_Y, seed=3))
     noise_g, noise_f, noise_x, noise_h = (
         Noise(params.seeds, i, coin(sigma, d))
         for i, (sigma, d) in enumerate(

@@ -1,7 +1,7 @@
 """adam-compositional: a moving average of the inner value removes the bias of a function of an expectation (E8).
 
-Reads nothing. Writes `runs/adam/<scale>/compositional/`, table T6: per method and horizon, means over time of the squared gradient
-norm and of the error of the inner value.
+Reads nothing. Writes `runs/adam/<scale>/compositional/`, table T6: per method and horizon, means over time of the
+squared gradient norm and of the error of the inner value.
 """
 
 from functools import partial

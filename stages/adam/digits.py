@@ -1,8 +1,8 @@
 """adam-digits: every member under five schedules of beta and step size, on a small network (E6).
 
-Reads `data/adam/<scale>/digits.safetensors`. Writes `runs/adam/<scale>/digits/`, table T5: with the exact gradient every 50 steps, the
-squared gradient norm and the first moment's error (means over the second half), the raw noise of a mini-batch gradient, final
-loss and test accuracy.
+Reads `data/adam/<scale>/digits.safetensors`. Writes `runs/adam/<scale>/digits/`, table T5: with the exact gradient every
+50 steps, the squared gradient norm and the first moment's error (means over the second half), the raw noise of a mini-batch
+gradient; final loss and test accuracy.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """adam-minmax: primal-dual methods with and without a moving average of the primal gradient (E7).
 
-Reads `data/adam/<scale>/digits.safetensors`. Writes `runs/adam/<scale>/minmax/`, table T6: on a problem where everything is exact, means
-over time for every horizon; on AUC maximisation with a small network, tails of exact measurements every 50 steps and test AUC.
+Reads `data/adam/<scale>/digits.safetensors`. Writes `runs/adam/<scale>/minmax/`, table T6: on a problem where everything is
+exact, means over time for every horizon; on AUC maximisation with a small network, tails of exact measurements every 50
+steps and test AUC.
 """
 
 from functools import partial
@@ -56,7 +57,7 @@ def quadratic(method: str, params: AdamParams) -> Sheet:
     beta = torch.zeros_like(root) if method == "sgda" else 1 - (4 * root).clamp(max=1)
     eta_x, eta_y = (3 if method == "pdada" else 2) * root, 6 * root
     stepper = PDAda(beta2=0.99, G0=1.0) if method == "pdada" else PDSM()
-    problem = NCSCQuadratic(standard(D_X, start=1.0), unit_norm(D_Y, D_X), mu=1.0)
+    problem = NCSCQuadratic(standard(D_X, start=1.0), unit_norm(D_Y, D_X, seed=1), mu=1.0)
     noise_x, noise_y = (
         Noise(params.seeds, i, coin(SIGMA, d)) for i, d in enumerate((D_X, D_Y))
     )  # fmt: skip
@@ -113,6 +114,8 @@ def auc_maximisation(method: str, params: AdamParams, prepared: Path) -> Sheet:
                 grad_sq=problem.grad_x(old_w, problem.best_alpha(old_w)).square().sum(-1),
                 error_sq=(stepper.v - problem.grad_x(old_w, old_alpha)).square().sum(-1),
             )
+    for metric, points in probe.now_at.items():
+        sheet.curve(method, AUC, metric, {EVERY * n: values_S for n, values_S in points.items()})
     measured: dict[str, Tensor] = {"auc": auc(problem.scores(w, images["test_x"]), images["test_y"] == 8)}
     if method != "bce-adam":
         measured["tail_grad_sq"] = probe.tail("grad_sq", T // EVERY)

@@ -1,8 +1,8 @@
 """adam-prepare: the images of the active scale.
 
 Reads scikit-learn's digits, and CIFAR-10 from a mirror or its home where `cifar10` is set. Writes `data/adam/<scale>/`:
-`digits.safetensors` with `train_x [1297, 64]` and `test_x [500, 64]` (float64, grey values over 16), `train_y`, `test_y`, and
-`cifar10.safetensors` with `train_x [N, 3, 32, 32]` uint8 and so on.
+`digits.safetensors` with `train_x [1297, 64]` and `test_x [500, 64]` (float64, grey values over 16), `train_y`, `test_y`,
+and `cifar10.safetensors` with `train_x [N, 3, 32, 32]` uint8 and so on.
 """
 
 from pathlib import Path
