@@ -92,6 +92,13 @@ class Sheet:
             numbers = (self.experiment, method, setting, metric, step, float(value_S.mean()), error)
             self.curves.append(dict(zip(CURVE_COLUMNS, numbers, strict=True)))
 
+    def save(self, job: str, folder: Path) -> None:
+        """Write both tables of a job into `folder`."""
+        write_parquet(pd.DataFrame(self.curves, columns=CURVE_COLUMNS), folder / f"{job}.curves.parquet")
+        write_parquet(
+            results_frame(self.rows), folder / f"{job}.parquet"
+        )  # last: it says that the job is done
+
     def log(self) -> None:
         """One MLflow run per method; a method's seeds advance together, so they are one run, logged as their mean."""
         frame = pd.DataFrame(self.rows)
@@ -135,13 +142,18 @@ def run_experiment(
         with progress(f"adam-{name}", len(jobs)) as bar:
             for job, _ in run_jobs(partial(_run_job, work=work, folder=stage.work), jobs):
                 bar.advance(note=job)
-        results = [read_parquet(stage.work / f"{job}.parquet") for job in jobs]
-        curves = [read_parquet(stage.work / f"{job}.curves.parquet") for job in jobs]
-        with output_dir(Path("runs/adam") / params.scale / name) as output:
-            frame = pd.concat(results, ignore_index=True) if results else pd.DataFrame()
-            write_parquet(results_frame(frame.to_dict("records")), output / "results.parquet")
-            joined = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=CURVE_COLUMNS)
-            write_parquet(joined, output / "curves.parquet")
+        write_experiment(name, params, jobs, stage.work)
+
+
+def write_experiment(name: str, params: AdamParams, jobs: Sequence[str], folder: Path) -> None:
+    """Join what the jobs left in `folder` into the experiment's output."""
+    with output_dir(Path("runs/adam") / params.scale / name) as output:
+        rows = [row for job in jobs for row in read_parquet(folder / f"{job}.parquet").to_dict("records")]
+        write_parquet(results_frame(rows), output / "results.parquet")
+        points = [
+            row for job in jobs for row in read_parquet(folder / f"{job}.curves.parquet").to_dict("records")
+        ]
+        write_parquet(pd.DataFrame(points, columns=CURVE_COLUMNS), output / "curves.parquet")
 
 
 def _run_job(job: str, work: Callable[[str], Sheet], folder: Path) -> None:
@@ -149,5 +161,4 @@ def _run_job(job: str, work: Callable[[str], Sheet], folder: Path) -> None:
         return
     sheet = work(job)
     sheet.log()
-    write_parquet(pd.DataFrame(sheet.curves, columns=CURVE_COLUMNS), folder / f"{job}.curves.parquet")
-    write_parquet(results_frame(sheet.rows), folder / f"{job}.parquet")  # last: it says that the job is done
+    sheet.save(job, folder)

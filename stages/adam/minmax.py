@@ -85,7 +85,7 @@ def quadratic(method: str, params: AdamParams) -> Sheet:
 
 def auc_maximisation(method: str, params: AdamParams, prepared: Path) -> Sheet:
     """gamma = .1 (1 for sgda), eta_x = .1 (.003 with a scale), eta_y = .1; 8 positives in a batch of 32."""
-    seeds, T = params.minmax.auc_seeds, params.minmax.auc_steps
+    seeds, T = params.seeds, params.minmax.auc_steps
     sheet = Sheet(params, "minmax", params.minmax, seeds)
     images = load_file(prepared / "digits.safetensors")
     is_eight_N = images["train_y"] == 8

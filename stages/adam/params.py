@@ -64,7 +64,6 @@ class MinMax(Section):
     """E7: min-max problems."""
 
     horizons: Horizons
-    auc_seeds: Seeds
     auc_steps: Annotated[int, Field(ge=100)]
 
 
