@@ -25,8 +25,8 @@ def tables_markdown(results: pd.DataFrame, params: AdamParams) -> str:
         f"# Convergence of the Adam family, {params.scale} scale\n\n"
         f"All rows: {scale}; problems with exact gradients, n = {len(params.seeds)} seeds unless said otherwise. The paper "
         "is a theorem: there are no published accuracies to match but inequalities, exponents and controls. Exponents are "
-        "least squares of log mean over seeds on log T; brackets hold the 95 % bootstrap interval over seeds (the same seeds at "
-        "every T). ± is the standard deviation over seeds, or the standard error where it says so.\n",
+        "least squares of log mean over seeds on log T; brackets hold the 95 % bootstrap interval over seeds (the same "
+        "seeds at every T). ± is the standard deviation over seeds, or the standard error where it says so.\n",
         family(results, params),
         variance(results, params),
         counterexample(results, params),
