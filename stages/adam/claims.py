@@ -21,12 +21,23 @@ BOOTSTRAP = (
 FLATTENING = 0.05  # by how much the last horizons' slope may be above the first ones'
 DRIFT = 0.15  # a ratio may grow by this exponent: what claim 1 allows a rate to be above -1/2
 CURVES = "AdaBound repository CIFAR-10 curves (rival, not this paper)"
+# why a claim fails at quick scale, by the start of its id
+REASONS = {
+    "3b-": "Why: at gamma = .01 x still moves (T2's row with x frozen is at half the error), and the recursion's drift term "
+    "comes on top of gamma sigma²/2",
+    "5b-": "Why: gamma/(2-gamma) of SGDA's error would be .05; the rest is lag, as the gradient itself swings (tails of "
+    "‖∇Phi‖² as large as those of the error), not noise; the card gives no initial weights, and its reference run swings less",
+    "7b-5": "Why: no floor yet, both tails still fall with T; twenty terms amplify the samples' noise more than five do, and "
+    "that is more than the bias of five",
+    "8b": "Why: at the full step size beta = .99 oscillates (training loss above .1) and lags, and adabound under the "
+    "increasing schedule has not converged",
+}
 ADAPTIVE = ("adam", "amsgrad", "adagrad")  # the rivals of AdaBound in claim 9
 
 
 def check_claims(results: pd.DataFrame, params: AdamParams) -> list[Claim]:
     """All claims of the card at the active scale."""
-    return [
+    claims = [
         *rates(results, params),
         *bounds(results, params),
         *variance(results, params),
@@ -37,6 +48,15 @@ def check_claims(results: pd.DataFrame, params: AdamParams) -> list[Claim]:
         *on_digits(results, params),
         *cifar10(results, params),
     ]
+    return [_explained(claim) for claim in claims]
+
+
+def _explained(claim: Claim) -> Claim:
+    """The claim, with the reason added where it was looked into."""
+    if claim.scale != "quick" or claim.verdict in ("supported", "not tested at this scale"):
+        return claim
+    reasons = [text for prefix, text in REASONS.items() if claim.id.startswith(prefix)]
+    return Claim(**{**claim.__dict__, "test": ". ".join([claim.test, *reasons])})
 
 
 def within(
@@ -167,9 +187,8 @@ def min_max(results: pd.DataFrame, params: AdamParams) -> Iterator[Claim]:
     }
     for method in ("pdsm", "pdada"):
         text = f"AUC: {method}'s estimator error is at least 5 times below SGDA's"
-        yield at_least(
-            f"5b-{method}", text, scale, error["sgda"] / error[method], 5.0, "(SGDA's error over ours)"
-        )
+        share = error[method] / error["sgda"]
+        yield at_least(f"5b-{method}", text, scale, 0.2 - share, 0.0, "(.2 minus our error over SGDA's)")
 
 
 def inner_average(results: pd.DataFrame, params: AdamParams) -> Iterator[Claim]:
