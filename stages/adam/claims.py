@@ -25,10 +25,10 @@ CURVES = "AdaBound repository CIFAR-10 curves (rival, not this paper)"
 REASONS = {
     "3b-": "Why: at gamma = .01 x still moves (T2's row with x frozen is at half the error), and the recursion's drift term "
     "comes on top of gamma sigma²/2",
-    "5b-": "Why: gamma/(2-gamma) of SGDA's error would be .05; the rest is lag, as the gradient itself swings (tails of "
-    "‖∇Phi‖² as large as those of the error), not noise; the card gives no initial weights, and its reference run swings less",
-    "7b-5": "Why: no floor yet, both tails still fall with T; twenty terms amplify the samples' noise more than five do, and "
-    "that is more than the bias of five",
+    "5b-": "Why: gamma/(2-gamma) of SGDA's error would be .05 of it; the rest is lag and not noise, as the gradient itself "
+    "swings (tails of ‖∇Phi‖² are as large); the card gives no initial weights, and its reference run swings less",
+    "7b-5": "Why: no floor yet, both tails still fall with T; twenty terms amplify the samples' noise more than five do, "
+    "and that is more than the bias of five",
     "8b": "Why: at the full step size beta = .99 oscillates (training loss above .1) and lags, and adabound under the "
     "increasing schedule has not converged",
 }
