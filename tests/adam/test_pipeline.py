@@ -1,5 +1,6 @@
 """The stages end to end at a tiny size, CIFAR-10 being a stand-in laid out like the original archive."""
 
+import copy
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from torch import nn
 
 from stages.adam import cifar10, report
 from stages.adam.claims import check_claims
@@ -23,7 +25,7 @@ from stages.common.stage.files import sha256
 from stages.common.stage.params import load_params
 
 ROOT = Path(__file__).parents[2]
-IMAGES = 16  # per batch of the stand-in
+IMAGES = 16  # per file of the stand-in
 
 
 def preset(scale: str) -> dict[str, Any]:
@@ -76,6 +78,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = {"cifar10": {"files": {archive.name: {"sha256": sha256(archive)}}}}
     Path("data/registry.yaml").write_text(yaml.safe_dump(registry))
     monkeypatch.setenv("ENCORE_MIRROR", str(mirror))
+    small = [nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 8 * 8, 10)]
+    monkeypatch.setattr(cifar10, "build_network", lambda name: nn.Sequential(*copy.deepcopy(small)))
 
 
 def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +184,12 @@ def test_real_claims_compare_with_the_published_curves(
     assert claims["9a-amsbound"] == claims["9b-amsbound"] == "not supported"
     assert "94.86" in (folder / "table.md").read_text()
     assert (folder / "cifar10.svg").exists()
+
+
+def test_network_of_the_published_curves() -> None:
+    network = cifar10.build_network("resnet34")
+    assert sum(p.numel() for p in network.parameters()) == 21_282_122  # as in the repository's model
+    assert isinstance(network.maxpool, nn.Identity)
 
 
 @pytest.mark.parametrize("scale", ["quick", "real", "paper"])

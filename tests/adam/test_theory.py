@@ -1,6 +1,7 @@
 """The theorem and its parts: unit tests of the maths, laws as property tests, and a violation that must be seen."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from stages.adam.bounds import bound_rows
 from stages.adam.lab import column, descend, marks_of
@@ -29,6 +31,7 @@ from stages.adam.method.theorem import step_limit, steps_to, theorem_bound
 positive = st.floats(0.05, 20)
 
 
+@settings(deadline=None)
 @given(
     L=positive,
     sigma2=positive,
@@ -44,15 +47,16 @@ def test_chosen_gamma_eta_and_T_reach_epsilon(
     bound = theorem_bound(L, sigma2, delta, eta, gamma, c_l, c_l * ratio, T)
     assert bound.ok
     if gamma < 1:
-        assert bound.B1 <= eps**2 * (1 + 1e-9)
+        assert bound.B1 / eps**2 <= 1 + 1e-9
 
 
 def test_complexity_is_epsilon_to_the_minus_four() -> None:
     steps = [steps_to(eps, 1.0, 1.0, 1.0, 0.5, 1.0)[2] for eps in (0.1, 0.05, 0.025)]
-    for few, many in zip(steps, steps[1:], strict=False):
+    for few, many in pairwise(steps):
         assert many / few == pytest.approx(16, rel=1e-3)
 
 
+@settings(deadline=None)
 @given(gamma=st.floats(0.01, 1), c_l=st.floats(0.01, 1), factor=st.floats(1.001, 5))
 def test_step_condition_can_fail(gamma: float, c_l: float, factor: float) -> None:
     limit = step_limit(2.0, gamma, c_l, 1.0)
@@ -173,6 +177,7 @@ def test_fit_recovers_an_exponent() -> None:
 
 
 @given(T=st.integers(1, 5000))
+@settings(deadline=None)
 def test_log_spaced_times(T: int) -> None:
     times = log_spaced(T)
     assert times == sorted(set(times))
@@ -180,6 +185,7 @@ def test_log_spaced_times(T: int) -> None:
 
 
 @given(values=st.lists(st.floats(-5, 5), min_size=4, max_size=30))
+@settings(max_examples=40, deadline=None)
 def test_probe_means_and_tails(values: list[float]) -> None:
     T = len(values)
     probe = GradientProbe([T // 2, T])
@@ -222,9 +228,8 @@ def test_best_alpha_is_the_maximiser(scores: list[float], positives: int) -> Non
 
 
 @given(st.lists(st.integers(0, 5), min_size=6, max_size=20), st.integers(1, 5))
+@settings(deadline=None)
 def test_auc_agrees_with_scikit_learn(scores: list[int], positives: int) -> None:
-    from sklearn.metrics import roc_auc_score
-
     positive = torch.arange(len(scores)) < positives
     value = auc(torch.tensor(scores, dtype=torch.float64), positive)
     assert float(value) == pytest.approx(roc_auc_score(positive.numpy(), scores))
