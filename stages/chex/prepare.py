@@ -4,12 +4,9 @@ Reads nothing (quick), CIFAR-10 from a mirror or its home (real), ImageNet's fol
 Writes `data/chex/<scale>/`: one file per data set, laid out as `stages.chex.data` says.
 """
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,7 +14,7 @@ from torch import Tensor
 from stages.chex.data import CLASSES
 from stages.chex.params import ChexParams, DataName
 from stages.chex.shapes import make_shapes
-from stages.common.datasets import fetch, in_mirror
+from stages.common.cifar10 import read_cifar10
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.files import output_dir
 from stages.common.stage.params import load_params
@@ -48,7 +45,7 @@ def _arrays(name: DataName) -> dict[str, Tensor]:
         case "digits":
             train, test = _digits()
         case _:
-            train, test = _cifar10()
+            return read_cifar10()
     return {"train_x": train[0], "train_y": train[1], "test_x": test[0], "test_y": test[1]}
 
 
@@ -62,34 +59,6 @@ def _digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     order_N = torch.randperm(len(y_N), generator=torch.Generator().manual_seed(0))
     train_N, test_N = order_N[DIGITS_TEST:], order_N[:DIGITS_TEST]
     return (x_N1HW[train_N], y_N[train_N]), (x_N1HW[test_N], y_N[test_N])
-
-
-def _cifar10() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """CIFAR-10, uint8 `[N, 3, 32, 32]`: the original binary files, or a mirror's JPEG copies."""
-    if in_mirror("cifar10", "cifar10_train.parquet"):
-        return _cifar10_jpeg("cifar10_train.parquet"), _cifar10_jpeg("cifar10_test.parquet")
-    with tarfile.open(fetch("cifar10", "cifar-10-binary.tar.gz")) as archive:
-        train = [_cifar10_records(archive, f"data_batch_{index}.bin") for index in range(1, 6)]
-        test = _cifar10_records(archive, "test_batch.bin")
-    return (torch.cat([x for x, _ in train]), torch.cat([y for _, y in train])), test
-
-
-def _cifar10_records(archive: tarfile.TarFile, name: str) -> tuple[Tensor, Tensor]:
-    member = archive.extractfile(f"cifar-10-batches-bin/{name}")
-    if member is None:
-        raise InputError(f"cifar-10-binary.tar.gz: has no {name}")
-    records_N = torch.frombuffer(bytearray(member.read()), dtype=torch.uint8).view(-1, 1 + 3 * 32 * 32)
-    return records_N[:, 1:].reshape(-1, 3, 32, 32).clone(), records_N[:, 0].long()
-
-
-def _cifar10_jpeg(name: str) -> tuple[Tensor, Tensor]:
-    import pyarrow.parquet
-    from PIL import Image
-
-    table = pyarrow.parquet.read_table(fetch("cifar10", name), columns=["label", "image_jpeg"])
-    images = [np.asarray(Image.open(io.BytesIO(jpeg.as_py()))) for jpeg in table["image_jpeg"]]
-    x_NHWC = torch.from_numpy(np.stack(images))
-    return x_NHWC.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(table["label"].to_numpy()).long()
 
 
 def describe_imagenet(folder: str | None) -> dict[str, object]:

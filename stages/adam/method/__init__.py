@@ -1,0 +1,1 @@
+"""The Adam family, its theorem and its extensions: plain torch."""

@@ -1,0 +1,1 @@
+"""Test problems with exact gradients and known constants."""
