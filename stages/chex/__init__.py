@@ -6,7 +6,7 @@ some pruned channels come back with their last values, sampled by how poorly the
 and fewer do.
 
 Stages: prepare -> pretrain (dense networks) -> prune (methods x seeds, all FLOPs targets) -> evaluate ->
-report (tables, claims). Method: `method/` (start with explorer.py). Your own network: `method/explore.py`.
+report (tables, claims). Method: `method/` (start with explorer.py). Your own network: `explore.py`.
 Authors' weights: `official.py`.
 
 | scale | data | networks | expect | cost | command |

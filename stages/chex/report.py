@@ -19,7 +19,7 @@ from stages.chex.figures import draw_figures
 from stages.chex.method.allocation import sparsity_for_macs, uniform_channels
 from stages.chex.method.channel_groups import find_channel_groups
 from stages.chex.method.flops import MacModel
-from stages.chex.method.latency import latency_ratio
+from stages.chex.latency import latency_ratio
 from stages.chex.method.resnet import build
 from stages.chex.method.slim import load_slim, slim
 from stages.chex.params import ChexParams, DataName

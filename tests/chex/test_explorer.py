@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stages.chex.method.channel_groups import find_channel_groups
 from stages.chex.method.compact import CompactModel
-from stages.chex.method.explore import explore
+from stages.chex.explore import explore
 from stages.chex.method.explorer import ChannelExplorer, ExplorerConfig
 from stages.chex.method.flops import MacModel, count_macs
 from stages.chex.method.resnet import build
