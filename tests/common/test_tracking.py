@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -123,7 +123,7 @@ def log_run(method: str, data: str, target: float, seed: int, steps: int = 3) ->
     return key
 
 
-def sync(folder: Path, patience: float = 0, **env: str) -> subprocess.CompletedProcess[str]:
+def sync(folder: Path, patience: float = 0, **env: Any) -> subprocess.CompletedProcess[str]:
     return python(folder, "-m", "stages.common.sync", "--patience", str(patience), **env)
 
 
