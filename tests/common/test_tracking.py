@@ -275,7 +275,7 @@ def test_a_hanging_server(spool: Path) -> None:
     log_run("chex", "digits", 0.3, 0)
     before = spooled(spool)
     with hanging_server() as uri:
-        result = sync(spool, MLFLOW_TRACKING_URI=uri, **FAST_FAIL)
+        result = sync(spool, 0, MLFLOW_TRACKING_URI=uri, **FAST_FAIL)
     assert result.returncode == 1
     assert spooled(spool) == before
 
