@@ -16,10 +16,10 @@ from torch import nn
 from stages.chex.cells import dense_model, example, setting_of
 from stages.chex.claims import TITLES, check_claims
 from stages.chex.figures import draw_figures
+from stages.chex.latency import latency_ratio
 from stages.chex.method.allocation import sparsity_for_macs, uniform_channels
 from stages.chex.method.channel_groups import find_channel_groups
 from stages.chex.method.flops import MacModel
-from stages.chex.latency import latency_ratio
 from stages.chex.method.resnet import build
 from stages.chex.method.slim import load_slim, slim
 from stages.chex.params import ChexParams, DataName

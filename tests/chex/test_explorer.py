@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.chex.explore import explore
 from stages.chex.method.channel_groups import find_channel_groups
 from stages.chex.method.compact import CompactModel
-from stages.chex.explore import explore
 from stages.chex.method.explorer import ChannelExplorer, ExplorerConfig
 from stages.chex.method.flops import MacModel, count_macs
 from stages.chex.method.resnet import build

@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from stages.chex.latency import latency_ratio
 from stages.chex.method.channel_groups import find_channel_groups
 from stages.chex.method.flops import count_params
-from stages.chex.latency import latency_ratio
 from stages.chex.method.narrow import SlimGroupNorm
 from stages.chex.method.resnet import build
 from stages.chex.method.slim import load_slim, save_slim, slim

@@ -264,7 +264,7 @@ def test_what_the_store_refuses_holds_up_no_other_run(spool: Path) -> None:
 def test_an_absent_server(spool: Path) -> None:
     log_run("chex", "digits", 0.3, 0)
     before = spooled(spool)
-    result = sync(spool, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", **FAST_FAIL)
+    result = sync(spool, 0, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", **FAST_FAIL)
     assert result.returncode == 1
     assert "1 runs are still to be sent (in .encore/tracking); run this again" in result.stderr
     assert "tracking store does not answer" in result.stdout
