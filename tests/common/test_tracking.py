@@ -123,8 +123,8 @@ def log_run(method: str, data: str, target: float, seed: int, steps: int = 3) ->
     return key
 
 
-def sync(folder: Path, patience: float = 0, **env: str) -> subprocess.CompletedProcess[str]:
-    return python(folder, "-m", "stages.common.sync", "--patience", str(patience), **env)
+def sync(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return python(folder, "-m", "stages.common.sync", "--patience", "0", **env)
 
 
 def spooled(folder: Path) -> list[list[dict[str, object]]]:
