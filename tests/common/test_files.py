@@ -57,9 +57,9 @@ def test_a_new_output_replaces_the_old_one_entirely(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
-    stale = tmp_path / ".output.tmp"
-    stale.mkdir()
-    (stale / "old.bin").write_bytes(b"half")
+    for name in (".output.tmp", ".output.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old.bin").write_bytes(b"half")
     fill(tmp_path / "output", {"a": b"1"})
     assert sorted(tree(tmp_path)) == [f"output/{MANIFEST}", "output/a"]
 

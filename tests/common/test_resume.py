@@ -22,9 +22,10 @@ from stages.chex.params import ChexParams, Recipe
 from stages.chex.training import Schedule, fit
 from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.errors import InputError
-from stages.common.stage.files import verified
+from stages.common.stage.files import output_dir, verified
 from stages.common.stage.jobs import run_jobs
 from stages.common.stage.params import load_params
+from stages.common.stage.run import Stage
 from stages.common.stage.tracking import RunLog
 from tests.common.workspace import environment, processes_in, stage, tree
 
@@ -163,34 +164,26 @@ def test_interrupted_training_goes_on_bit_for_bit(
         assert torch.equal(resumed[name], tensor), name
 
 
-def test_a_checkpoint_of_other_inputs_is_not_resumed(pretrained: Path) -> None:
+def test_a_checkpoint_of_other_inputs_is_not_resumed(
+    pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Work folders are named by what made them: another parameter, input or seed finds another one."""
-    probe = (
-        "from pathlib import Path\n"
-        "from stages.chex.params import ChexParams\n"
-        "from stages.common.stage.params import load_params\n"
-        "from stages.common.stage.run import Stage\n"
-        "import sys\n"
-        "params = load_params(ChexParams, 'chex')\n"
-        "print(Stage('chex-prune', params, [Path('data/chex/quick')], int(sys.argv[1]), sys.argv[2]).work)\n"
-    )
-
-    def work(*arguments: str) -> str:
-        command = [sys.executable, "-c", probe, *arguments]
-        done = subprocess.run(
-            command, cwd=pretrained, env=environment(), capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    first = work("0", "chex")
-    assert work("0", "chex") == first
-    names = {first, work("1", "chex"), work("0", "l1")}
-    params = pretrained / "params.yaml"
-    params.write_text(params.read_text().replace("period: 0.25", "period: 0.5"))
-    names.add(work("0", "chex"))
-    assert stage(pretrained, "chex.prepare").returncode == 0
-    assert work("0", "chex") in names  # the same data again
-    assert len(names) == 4
+    monkeypatch.chdir(pretrained)
+    params, inputs = load_params(ChexParams, "chex"), [Path("data/chex/quick")]
+    other = params.model_copy(update={"seeds": [5]})
+    first = Stage("chex-prune", params, inputs, 0, "chex").work
+    assert Stage("chex-prune", params, inputs, 0, "chex").work == first
+    names = {
+        first,
+        Stage("chex-prune", params, inputs, 1, "chex").work,
+        Stage("chex-prune", params, inputs, 0, "l1").work,
+        Stage("chex-pretrain", params, inputs, 0, "chex").work,
+        Stage("chex-prune", other, inputs, 0, "chex").work,
+    }
+    with output_dir(inputs[0]) as folder:
+        (folder / "digits.safetensors").write_bytes(b"other data")
+    names.add(Stage("chex-prune", params, inputs, 0, "chex").work)
+    assert len(names) == 6
 
 
 def test_jobs_give_every_result_and_pass_errors_on() -> None:

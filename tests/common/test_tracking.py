@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -123,8 +123,8 @@ def log_run(method: str, data: str, target: float, seed: int, steps: int = 3) ->
     return key
 
 
-def sync(folder: Path, patience: float = 0, **env: Any) -> subprocess.CompletedProcess[str]:
-    return python(folder, "-m", "stages.common.sync", "--patience", str(patience), **env)
+def sync(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return python(folder, "-m", "stages.common.sync", "--patience", "0", **env)
 
 
 def spooled(folder: Path) -> list[list[dict[str, object]]]:
@@ -264,7 +264,7 @@ def test_what_the_store_refuses_holds_up_no_other_run(spool: Path) -> None:
 def test_an_absent_server(spool: Path) -> None:
     log_run("chex", "digits", 0.3, 0)
     before = spooled(spool)
-    result = sync(spool, 0, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", **FAST_FAIL)
+    result = sync(spool, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", **FAST_FAIL)
     assert result.returncode == 1
     assert "1 runs are still to be sent (in .encore/tracking); run this again" in result.stderr
     assert "tracking store does not answer" in result.stdout
@@ -275,7 +275,7 @@ def test_a_hanging_server(spool: Path) -> None:
     log_run("chex", "digits", 0.3, 0)
     before = spooled(spool)
     with hanging_server() as uri:
-        result = sync(spool, 0, MLFLOW_TRACKING_URI=uri, **FAST_FAIL)
+        result = sync(spool, MLFLOW_TRACKING_URI=uri, **FAST_FAIL)
     assert result.returncode == 1
     assert spooled(spool) == before
 

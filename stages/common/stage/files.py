@@ -41,8 +41,9 @@ def output_dir(path: Path) -> Iterator[Path]:
     sha256 digests is added and the folder replaces `path`; otherwise nothing of it remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for left in (temporary, old):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -53,10 +54,11 @@ def output_dir(path: Path) -> Iterator[Path]:
         }
         write_atomic(temporary / MANIFEST, json.dumps(digests, indent=1) + "\n")
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)  # not removed here: a kill would leave a part of it
         temporary.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def verified(path: Path) -> Path:
