@@ -17,7 +17,7 @@ def main() -> None:
     paper = sys.argv[1]
     scale = yaml.safe_load(PARAMS_FILE.read_text())[paper]["scale"]
     folder = Path("reports") / paper / scale
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     for name in ("table.md", "claims.md"):
         console.print(Markdown((folder / name).read_text()))
     store = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL_STORE
