@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from torch import Tensor
 from stages.chex.params import DataName, Recipe
 from stages.common.augment import crop_flip
 from stages.common.stage.device import process_share
+from stages.common.stage.jobs import worker_count
 
 Batch = tuple[Tensor, Tensor]
 CLASSES: dict[DataName, int] = {"shapes": 8, "digits": 10, "cifar10": 10, "imagenet": 1000}
@@ -73,6 +75,20 @@ def as_float(x: Tensor) -> Tensor:
     return (x.float() / 255 - mean) / std
 
 
+class _SeededImages(torch.utils.data.Dataset[Any]):
+    """Some images of a folder, each cropped and flipped by a seed of its own, so that a resumed epoch is the same."""
+
+    def __init__(self, images: torch.utils.data.Dataset[Any], order: list[int], seed: int) -> None:
+        self.images, self.order, self.seed = images, order, seed
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        torch.manual_seed(self.seed + self.order[place])  # of the worker process
+        return self.images[self.order[place]]
+
+
 class FolderData:
     """ImageNet in its folder, read by worker processes; under torchrun every process reads its share."""
 
@@ -99,13 +115,10 @@ class FolderData:
             order = torch.randperm(len(images), generator=generator)
             mine = order[: per_epoch * self.recipe.batch].view(per_epoch, world, size)[index:, rank].flatten()
             loader = torch.utils.data.DataLoader(
-                torch.utils.data.Subset(images, mine.tolist()),
+                _SeededImages(images, mine.tolist(), (seed * 1_000_003 + epoch) * len(images)),
                 size,
-                num_workers=8,
+                num_workers=min(8, worker_count()),
                 pin_memory=self.device.type == "cuda",
-                generator=torch.Generator().manual_seed(
-                    seed * 7919 + step
-                ),  # seeds the workers' crops and flips
             )
             yield from self._on_device(loader)
             step += per_epoch - index
@@ -119,7 +132,9 @@ class FolderData:
             str(self.folder / "val"),
             transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]),
         )
-        return self._on_device(torch.utils.data.DataLoader(images, EVALUATION_BATCH, num_workers=8))
+        return self._on_device(
+            torch.utils.data.DataLoader(images, EVALUATION_BATCH, num_workers=min(8, worker_count()))
+        )
 
     def _on_device(self, batches: "torch.utils.data.DataLoader[Batch]") -> Iterator[Batch]:
         for x_BCHW, y_B in batches:
