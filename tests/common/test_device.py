@@ -11,7 +11,7 @@ from stages.common.stage.device import is_main, process_share, start_device
 from stages.common.stage.files import verified
 from tests.common.workspace import processes_in, python, stage, tree
 
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=0")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 OUTPUT = Path("runs/chex/quick/pretrain/0")
 
 
