@@ -20,7 +20,7 @@ def in_mirror(dataset: str, name: str) -> bool:
 
 
 def fetch(dataset: str, name: str) -> Path:
-    """Path of a file of a registered data set, its bytes checked; downloads resume and are kept in `data/raw`.
+    """Path of a file of a registered data set, its bytes checked; downloads are kept in `data/raw`.
 
     Raises:
         InputError: no mirror has the file and it cannot be downloaded, or its bytes are not the registered ones.
