@@ -28,7 +28,8 @@ def fetch(dataset: str, name: str) -> Path:
     entry: dict[str, Any] = yaml.safe_load(REGISTRY.read_text())[dataset]["files"][name]
     if in_mirror(dataset, name):
         path = Path(os.environ["ENCORE_MIRROR"], dataset, name)
-        if sha256(path) != entry["sha256"]:
+        # a file without a stable home has no registered digest; whoever reads it checks what is in it
+        if "sha256" in entry and sha256(path) != entry["sha256"]:
             raise InputError(f"{path}: sha256 is not the one in {REGISTRY}; replace the file")
         return path
     if "url" not in entry:
