@@ -237,6 +237,8 @@ def _fork_stage(request: dict[str, Any], descriptors: list[int], close: list[int
         end_with_parent()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # whoever started the interpreter may have ignored Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for descriptor in close:
             os.close(descriptor)
         for number, descriptor in enumerate(descriptors):

@@ -95,6 +95,8 @@ def start(checkout: Path, *argv: str, warm: bool = True, **env: str) -> subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell that starts the tests in the background makes them ignore it, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
