@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # numerical errors show in the objective
     with np.load(CASE, allow_pickle=False) as case:
-        source, target = (torch.from_numpy(case[f"{name}/class_mean"]) for name in ("imagenet", "CUB"))
+        source, target = (torch.from_numpy(case[key]) for key in ("imagenet_class_mean", "CUB/class_mean"))
     for scale in (0.1, 1e-4):
         cost = class_cost(source, target, scale=scale)
         a, b = (torch.ones(n, dtype=torch.float64) for n in cost.shape)
