@@ -136,5 +136,7 @@ def test_every_registered_file_has_a_digest() -> None:
     for name, entry in registry.items():
         assert entry.keys() >= {"home", "licence", "files"}, name
         for file in entry["files"].values():
-            assert len(bytes.fromhex(file["sha256"])) == 32
+            # a file of which no digest is known cannot be downloaded, only taken from a mirror
+            assert "sha256" in file or "url" not in file
+            assert len(bytes.fromhex(file.get("sha256", 64 * "0"))) == 32
             assert str(file.get("url", "https://")).startswith("https://")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from stages.common.stage.device import is_main, process_share, start_device
@@ -31,6 +32,11 @@ def test_the_share_of_a_process_is_known_before_its_group_is_there(monkeypatch: 
 
 @pytest.mark.timeout(300)
 def test_two_processes_train_one_network(pretrained: Path) -> None:
+    # small steps: at the preset's learning rate two runs that differ by rounding soon have nothing in common
+    params = yaml.safe_load((pretrained / "params.yaml").read_text())
+    params["chex"]["data"]["digits"]["lr"] = 0.002
+    (pretrained / "params.yaml").write_text(yaml.safe_dump(params))
+    assert stage(pretrained, "chex.pretrain", "--seed", "0").returncode == 0
     alone = load_file(pretrained / OUTPUT / "digits-dense.safetensors")
     (pretrained / OUTPUT / "left over").write_text("by an earlier run")
     result = python(pretrained, *TORCHRUN, "-m", "stages", "chex.pretrain", "--seed", "0")
@@ -50,7 +56,7 @@ def test_two_processes_train_one_network(pretrained: Path) -> None:
         assert torch.isfinite(together[name].double()).all()
         if name.endswith("conv1.weight"):
             distance = (tensor - together[name]).norm() / tensor.norm()
-            assert 0 < distance < 0.5, name
+            assert 0 < distance < 0.1, name
     assert list((pretrained / ".encore" / "work").iterdir()) == []
     spool = sorted((pretrained / ".encore" / "tracking").glob("*.jsonl"))
     starts = [json.loads(path.read_text().splitlines()[0]) for path in spool]
