@@ -38,6 +38,8 @@ def test_two_processes_train_one_network(pretrained: Path) -> None:
     (pretrained / "params.yaml").write_text(yaml.safe_dump(params))
     assert stage(pretrained, "chex.pretrain", "--seed", "0").returncode == 0
     alone = load_file(pretrained / OUTPUT / "digits-dense.safetensors")
+    spool = pretrained / ".encore" / "tracking"
+    before = set(spool.glob("*.jsonl"))
     (pretrained / OUTPUT / "left over").write_text("by an earlier run")
     result = python(pretrained, *TORCHRUN, "-m", "stages", "chex.pretrain", "--seed", "0")
     assert result.returncode == 0, result.stderr
@@ -58,8 +60,8 @@ def test_two_processes_train_one_network(pretrained: Path) -> None:
             distance = (tensor - together[name]).norm() / tensor.norm()
             assert 0 < distance < 0.1, name
     assert list((pretrained / ".encore" / "work").iterdir()) == []
-    spool = sorted((pretrained / ".encore" / "tracking").glob("*.jsonl"))
-    starts = [json.loads(path.read_text().splitlines()[0]) for path in spool]
+    new = set(spool.glob("*.jsonl")) - before
+    starts = [json.loads(path.read_text().splitlines()[0]) for path in new]
     assert sorted(start["name"] for start in starts) == [
         "dense digits dense seed 0",
         "dense digits half seed 0",
