@@ -34,17 +34,37 @@ def fetch(dataset: str, name: str) -> Path:
         return path
     if "url" not in entry:
         raise InputError(f"{dataset}/{name}: only a mirror has this file; set ENCORE_MIRROR to its folder")
-    import pooch  # only where something is downloaded
+    path = RAW / dataset / name
+    if not (path.exists() and sha256(path) == entry["sha256"]):
+        _download(entry["url"], path, entry["sha256"])
+    return path
 
+
+def _download(url: str, path: Path, digest: str) -> None:
+    """Fetch `url` into `path` when its bytes are right; what was broken off goes on the next time (pooch cannot)."""
+    import requests  # only where something is downloaded
+
+    part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
     try:
-        return Path(pooch.retrieve(entry["url"], f"sha256:{entry['sha256']}", fname=name, path=RAW / dataset))
-    except ValueError:  # what pooch raises for wrong bytes, which it does not keep
+        with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
+            if reply.status_code != requests.codes.requested_range_not_satisfiable:  # else all of it is here
+                reply.raise_for_status()
+                resumed = reply.status_code == requests.codes.partial_content
+                with part.open("ab" if resumed else "wb") as file:
+                    for chunk in reply.iter_content(1 << 16):
+                        file.write(chunk)
+    except requests.RequestException as error:
         raise InputError(
-            f"{dataset}/{name}: the bytes at {entry['url']} do not have the sha256 in {REGISTRY}; "
+            f"{path}: cannot be downloaded from {url} ({type(error).__name__}); "
+            "run it again to go on, or set ENCORE_MIRROR to a folder that has it"
+        ) from None
+    if sha256(part) != digest:
+        part.unlink()
+        raise InputError(
+            f"{path}: the bytes at {url} do not have the sha256 in {REGISTRY}; "
             "set ENCORE_MIRROR to a folder that has the right ones"
-        ) from None
-    except Exception as error:  # requests and urllib raise many kinds
-        raise InputError(
-            f"{dataset}/{name}: cannot be downloaded from {entry['url']} ({type(error).__name__}); "
-            "set ENCORE_MIRROR to a folder that has it"
-        ) from None
+        )
+    part.replace(path)

@@ -44,6 +44,7 @@ PRELOAD = (
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 IDLE_SECONDS = 60.0
 START_SECONDS = 60.0
+DIED = 137  # as a process that was killed: whoever retries those may retry this
 # what libraries read once, when they are loaded: callers that differ in these get different interpreters
 LOAD_TIME = (
     "OMP_",
@@ -94,7 +95,7 @@ def run_warm(argv: list[str]) -> int | None:
             reply = server.recv(1)
             if not reply:
                 print("encore: the warm interpreter died; ENCORE_WARM=0 runs without it", file=sys.stderr)
-                return 1
+                return DIED
             return reply[0]
 
 

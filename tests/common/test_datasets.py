@@ -15,7 +15,7 @@ from stages.common.datasets import fetch, in_mirror
 from stages.common.stage.errors import InputError
 from tests.common.workspace import ROOT
 
-CONTENT = b"a data set\n" * 1000
+CONTENT = b"a data set\n" * 20_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -28,24 +28,43 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Home(SimpleHTTPRequestHandler):
-    """A data set's home; remembers what was asked of it."""
+    """A data set's home that resumes; remembers what was asked of it, and breaks off where it is told to."""
 
     asked: list[str]
+    ranges: list[str | None]
+    break_after: int | None = None
+
+    def do_GET(self) -> None:
+        content = Path(self.translate_path(self.path)).read_bytes()
+        wanted = self.headers["Range"]
+        self.ranges.append(wanted)
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        if start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : type(self).break_after])
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         self.asked.append(self.path)
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+def handler() -> type[Home]:
+    return type("Handler", (Home,), {"asked": [], "ranges": []})
+
+
+@pytest.fixture
+def home(tmp_path: Path, handler: type[Home]) -> Iterator[tuple[str, list[str]]]:
     """Address of a web server on this machine that has `toy.bin`, and the paths that were asked for."""
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "toy.bin").write_bytes(CONTENT)
-    handler = type("Handler", (Home,), {"asked": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "home"))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/toy.bin", handler.asked  # type: ignore[attr-defined]
+        yield f"http://127.0.0.1:{server.server_address[1]}/toy.bin", handler.asked
         server.shutdown()
         thread.join()
 
@@ -114,14 +133,37 @@ def test_a_download_with_other_bytes_is_refused(folder: Path, home: tuple[str, l
     assert [path for path in (folder / "data" / "raw").rglob("*") if path.is_file()] == []
 
 
+def test_a_download_that_broke_off_goes_on(
+    folder: Path, home: tuple[str, list[str]], handler: type[Home]
+) -> None:
+    register(folder, url=home[0])
+    handler.break_after = 150_000
+    with pytest.raises(InputError, match=r"toy\.bin: cannot be downloaded .* run it again to go on"):
+        fetch("toy", "toy.bin")
+    assert not (folder / "data" / "raw" / "toy" / "toy.bin").exists()
+    handler.break_after = None
+    assert fetch("toy", "toy.bin").read_bytes() == CONTENT
+    assert handler.ranges == [None, "bytes=131072-"]  # whole pieces of 64 KiB are kept
+
+
+def test_a_download_that_was_complete_is_not_asked_for_again(
+    folder: Path, home: tuple[str, list[str]], handler: type[Home]
+) -> None:
+    register(folder, url=home[0])
+    (folder / "data" / "raw" / "toy").mkdir(parents=True)
+    (folder / "data" / "raw" / "toy" / "toy.bin.part").write_bytes(CONTENT)
+    assert fetch("toy", "toy.bin").read_bytes() == CONTENT
+    assert handler.ranges == [f"bytes={len(CONTENT)}-"]
+
+
 def test_offline(folder: Path) -> None:
     url = f"http://127.0.0.1:{closed_port()}/toy.bin"
     register(folder, url=url)
     with pytest.raises(InputError) as error:
         fetch("toy", "toy.bin")
     assert str(error.value) == (
-        f"toy/toy.bin: cannot be downloaded from {url} (ConnectionError); "
-        "set ENCORE_MIRROR to a folder that has it"
+        f"data/raw/toy/toy.bin: cannot be downloaded from {url} (ConnectionError); "
+        "run it again to go on, or set ENCORE_MIRROR to a folder that has it"
     )
 
 

@@ -194,7 +194,7 @@ def test_a_killed_interpreter_takes_its_stages_along(checkout: Path, fifo: Path)
     assert os.read(descriptor, 1) == b""
     os.close(descriptor)
     code, _, error = outcome(caller)
-    assert code == 1
+    assert code == 137
     assert "ENCORE_WARM=0" in error
     assert outcome(start(checkout, "probe.echo"))[0] == 0  # with a new one
 
