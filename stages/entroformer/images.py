@@ -1,8 +1,8 @@
 """Pictures as the codec takes them: any size, and what grey, alpha and other modes mean.
 
-RGB is coded as it is. Grey (`1`, `L`) is coded as three equal channels and comes back grey. An alpha channel (`RGBA`, `LA`, or
-a palette with transparency) is kept without loss beside the colours. Other modes of 8 bits become RGB; more than 8 bits
-are refused.
+RGB is coded as it is. Grey (`1`, `L`) is coded as three equal channels and comes back grey. An alpha channel
+(`RGBA`, `LA`, or a palette with transparency) is kept without loss beside the colours. Other modes of 8 bits become
+RGB; more than 8 bits are refused.
 """
 
 from dataclasses import dataclass
@@ -51,13 +51,17 @@ def read_picture(path: Path) -> Picture:
             if mode in DEEP_MODES:
                 raise InputError(f"{path}: has {mode} pixels; pictures of 8 bits per channel can be coded")
             if max(image.size) > MAX_SIDE:
-                raise InputError(f"{path}: {image.width}x{image.height} pixels; at most {MAX_SIDE} a side can be coded")
+                raise InputError(
+                    f"{path}: {image.width}x{image.height} pixels; at most {MAX_SIDE} a side can be coded"
+                )
             alpha = np.asarray(image.convert("RGBA"))[:, :, 3] if image.has_transparency_data else None
             return Picture(np.array(image.convert("RGB")), mode in ("1", "L", "LA"), alpha)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a picture that can be read ({' '.join(str(error).split())[:120]})") from None
+        raise InputError(
+            f"{path}: not a picture that can be read ({' '.join(str(error).split())[:120]})"
+        ) from None
 
 
 def to_tensor(rgb_HW3: np.ndarray) -> Tensor:
@@ -72,7 +76,7 @@ def to_array(x_13HW: Tensor) -> np.ndarray:
 
 def pad(x: Tensor, multiple: int) -> Tensor:
     """Repeat the border until height and width are multiples, the picture in the middle."""
-    top, left, bottom, right = _margins(*x.shape[2:], multiple)
+    top, left, bottom, right = _margins(x.shape[2], x.shape[3], multiple)
     return F.pad(x, (left, right, top, bottom), mode="replicate")
 
 

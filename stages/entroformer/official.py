@@ -72,7 +72,9 @@ def _torch_class(name: str) -> object:
     return getattr(torch.nn, attribute, None) if module.startswith("torch.nn.modules") else None
 
 
-def from_official(parts: Mapping[str, Mapping[str, Tensor]], topk: int = PUBLISHED_TOPK, heads: int | None = None) -> ImageCodec:
+def from_official(
+    parts: Mapping[str, Mapping[str, Tensor]], topk: int = PUBLISHED_TOPK, heads: int | None = None
+) -> ImageCodec:
     """A codec, in eval mode, from the state dicts of the seven parts; sizes are read from the shapes.
 
     Args:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stages.entroformer.images import crop, pad
 from stages.entroformer.method.attention import (
     AttentionSpec,
     Layout,
     SelfAttention,
-    TransformerStack,
+    causal_layout,
     diamond_bucket_index,
     full_layout,
-    causal_layout,
     visible_layout,
 )
 from stages.entroformer.method.codec import ImageCodec
@@ -28,10 +28,9 @@ from stages.entroformer.method.likelihood import (
     interval_mass,
     nats,
 )
-from stages.entroformer.method.metrics import bd_psnr, bd_rate, ms_ssim, psnr
+from stages.entroformer.method.metrics import Fit, bd_psnr, bd_rate, ms_ssim, psnr
 from stages.entroformer.method.quantise import quantise, straight_through
 from stages.entroformer.method.transforms import GDN
-from stages.entroformer.images import crop, pad
 from stages.entroformer.official import PARTS, convert, from_official, load_official
 from tests.golden_cases import golden_cases
 
@@ -54,7 +53,9 @@ def tensor(array: np.ndarray) -> Tensor:
 def subcases(case: Case) -> list[Case]:
     """The cases `case0_...`, `case1_...` of one file."""
     names = dict.fromkeys(key.partition("_")[0] for key in case if key.startswith("case"))
-    return [{k.removeprefix(f"{name}_"): v for k, v in case.items() if k.startswith(f"{name}_")} for name in names]
+    return [
+        {k.removeprefix(f"{name}_"): v for k, v in case.items() if k.startswith(f"{name}_")} for name in names
+    ]
 
 
 def weights(case: Case, prefix: str) -> dict[str, Tensor]:
@@ -76,7 +77,7 @@ def spec_of(case: Case, dim: int) -> AttentionSpec:
 @pytest.mark.parametrize("path", cases("rpe_diamond"))
 def test_golden_positions(path: Path) -> None:
     for case in subcases(load(path)):
-        index = diamond_bucket_index(*map(int, case["shape"]), int(case["position_num"]))
+        index = diamond_bucket_index(int(case["shape"][0]), int(case["shape"][1]), int(case["position_num"]))
         assert (index.numpy() == case["bucket_index"]).all()
         assert (tensor(case["table"])[index].numpy() == case["position_embedding"]).all()
 
@@ -104,7 +105,9 @@ def test_golden_attention(path: Path) -> None:
                 "causal": causal_layout(h, w, spec.position_num),
                 "checkerboard": visible_layout(checkerboard(h, w), spec.position_num),
             }
-            assert attention(x, fast[kept], table, spec.topk).numpy() == pytest.approx(case["output"], abs=1e-5)
+            assert attention(x, fast[kept], table, spec.topk).numpy() == pytest.approx(
+                case["output"], abs=1e-5
+            )
         assert attn.numpy() == pytest.approx(case["attn"], abs=1e-5)
         assert out.numpy() == pytest.approx(case["output"], abs=1e-5)
 
@@ -197,7 +200,9 @@ def test_golden_quantisers(path: Path) -> None:
 def test_golden_channel_prior(path: Path) -> None:
     case = load(path)
     prior = ChannelGaussianPrior(case["sd/mu"].size)
-    prior.mean_C.data, prior.log_sigma_C.data = (tensor(case[f"sd/{k}"]).flatten() for k in ("mu", "log_sigma"))
+    prior.mean_C.data, prior.log_sigma_C.data = (
+        tensor(case[f"sd/{k}"]).flatten() for k in ("mu", "log_sigma")
+    )
     with torch.no_grad():
         assert prior.mass(tensor(case["z_hat"])).numpy() == pytest.approx(case["probability"], abs=1e-5)
         # the official outermost bins are wrong on purpose (README): everything between agrees
@@ -213,7 +218,11 @@ def test_golden_likelihoods(path: Path) -> None:
     for case in subcases(file):
         (density,) = [ours for theirs, ours in DENSITIES.items() if theirs in str(case["dist"])]
         ours = nats(
-            tensor(case["x"]), tensor(case["params"]), int(case["K"]), int(case["num_parameter"]), density  # type: ignore[arg-type]
+            tensor(case["x"]),
+            tensor(case["params"]),
+            int(case["K"]),
+            int(case["num_parameter"]),
+            density,  # type: ignore[arg-type]
         )
         assert ours.numpy() == pytest.approx(case["nll_nats"], abs=1e-5, rel=1e-5)
     means, log_scales = (tensor(file[f"table_{k}"])[:, None] for k in ("means", "log_scales"))
@@ -265,7 +274,14 @@ def test_golden_learning_rate(path: Path) -> None:
     case = load(path)
     images, batch = int(case["num_images"]), int(case["batch_size"])
     ours = [
-        learning_rate(step * batch, images, int(case["epochs"]), float(case["base_lr"]), case["stages"].tolist(), float(case["decay"]))
+        learning_rate(
+            step * batch,
+            images,
+            int(case["epochs"]),
+            float(case["base_lr"]),
+            case["stages"].tolist(),
+            float(case["decay"]),
+        )
         for step in range(1, len(case["lr_after_each_step"]) + 1)
     ]
     assert ours == pytest.approx(case["lr_after_each_step"].tolist(), rel=1e-9)
@@ -283,10 +299,15 @@ def test_golden_ms_ssim(path: Path) -> None:
 def test_golden_bd_rate(path: Path) -> None:
     case = load(path)
     for name in sorted(key.removesuffix("_rate_a") for key in case if key.endswith("_rate_a")):
-        curve = [case[f"{name}_{part}"] for part in ("rate_a", "psnr_a", "rate_b", "psnr_b")]
-        for fit in ("cubic", "pchip", "akima"):
-            assert bd_rate(*curve, fit) == pytest.approx(float(case[f"{name}_bdrate_{fit}"]), abs=1e-6)
-            assert bd_psnr(*curve, fit) == pytest.approx(float(case[f"{name}_bdpsnr_{fit}"]), abs=1e-6)
+        a, psnr_a, b, psnr_b = (case[f"{name}_{part}"] for part in ("rate_a", "psnr_a", "rate_b", "psnr_b"))
+        fits: tuple[Fit, ...] = ("cubic", "pchip", "akima")
+        for fit in fits:
+            assert bd_rate(a, psnr_a, b, psnr_b, fit) == pytest.approx(
+                float(case[f"{name}_bdrate_{fit}"]), abs=1e-6
+            )
+            assert bd_psnr(a, psnr_a, b, psnr_b, fit) == pytest.approx(
+                float(case[f"{name}_bdpsnr_{fit}"]), abs=1e-6
+            )
 
 
 @pytest.mark.parametrize("path", cases("deep_factorised_density"))

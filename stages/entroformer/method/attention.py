@@ -50,7 +50,9 @@ def diamond_bucket_index(h: int, w: int, num: int, shape: str = "diamond") -> Te
     ball. For "square" the ball is that of the largest component, and what is outside takes the nearest entry.
     """
     radius = num // 2
-    row_n, column_n = (grid.flatten() for grid in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    row_n, column_n = (
+        grid.flatten() for grid in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    )
     dv_nn, dh_nn = row_n[None] - row_n[:, None], column_n[None] - column_n[:, None]
     if shape == "square":
         dv_nn, dh_nn = dv_nn.clamp(-radius, radius), dh_nn.clamp(-radius, radius)
@@ -78,8 +80,8 @@ class Layout:
         """The same on another device."""
         if self.bucket_nm.device == device:
             return self
-        moved = (None if t is None else t.to(device) for t in (self.mask_nm, self.keys_m))
-        return Layout(self.shape, self.bucket_nm.to(device), *moved, self.own)
+        mask, keys = (None if t is None else t.to(device) for t in (self.mask_nm, self.keys_m))
+        return Layout(self.shape, self.bucket_nm.to(device), mask, keys, self.own)
 
 
 @cache
@@ -113,7 +115,7 @@ def topk_softmax(scores: Tensor, k: int) -> Tensor:
     if k > 0 and k < scores.shape[-1]:
         threshold = scores.detach().topk(k, sorted=False).values.amin(-1, keepdim=True)
         # an entry that is masked already is below every allowed one and stays out: its weight is exp(-huge) = 0
-        scores = scores.masked_fill(scores.detach() < threshold - TIE, torch.finfo(scores.dtype).min)
+        scores = torch.where(scores.detach() < threshold - TIE, torch.finfo(scores.dtype).min, scores)
     return scores.softmax(-1)
 
 
@@ -130,7 +132,7 @@ class SelfAttention(nn.Module):
     def split(self, x_BnD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each `[B, a, n, d]`."""
         spec = self.spec
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             project(x_BnD).unflatten(-1, (spec.heads, spec.dim_head)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
@@ -153,7 +155,8 @@ class SelfAttention(nn.Module):
             scores = torch.cat([scores, own], -1)
         scores = scores * self.spec.scale
         if layout.mask_nm is not None:
-            scores = scores.masked_fill(~layout.mask_nm, torch.finfo(scores.dtype).min)
+            # the lowest number, never -infinity; its weight and so its gradient are zero
+            scores = scores + (~layout.mask_nm).to(scores.dtype) * torch.finfo(scores.dtype).min
         return topk_softmax(scores, topk)
 
     def forward(self, x_BnD: Tensor, layout: Layout, table_Pd: Tensor | None, topk: int) -> Tensor:
@@ -165,11 +168,8 @@ class SelfAttention(nn.Module):
     def merge(self, weights: Tensor, v_Band: Tensor, layout: Layout) -> Tensor:
         """Weighted values, heads side by side, projected: `[B, n, D]`."""
         values = v_Band if layout.keys_m is None else v_Band[:, :, layout.keys_m]
-        if layout.own:
-            out = weights[..., :-1] @ values + weights[..., -1:] * v_Band
-        else:
-            out = weights @ values
-        return self.output(out.transpose(1, 2).flatten(2))
+        others = weights[..., :-1] @ values + weights[..., -1:] * v_Band if layout.own else weights @ values
+        return self.output(others.transpose(1, 2).flatten(2))
 
 
 class AttentionBlock(nn.Module):
@@ -187,7 +187,9 @@ class AttentionBlock(nn.Module):
         t_BnD = t_BnD + self.attention(self.attention_norm(t_BnD), layout, table_Pd, topk)
         return t_BnD + self.mlp(self.mlp_norm(t_BnD))
 
-    def step(self, t_B1D: Tensor, cache: "BlockCache", layout: Layout, table_Pd: Tensor | None, topk: int) -> Tensor:
+    def step(
+        self, t_B1D: Tensor, cache: "BlockCache", layout: Layout, table_Pd: Tensor | None, topk: int
+    ) -> Tensor:
         """One block for the next token alone; `layout` has the one row of that token."""
         q_Ba1d, k_Ba1d, v_Ba1d = self.attention.split(self.attention_norm(t_B1D))
         k_Band, v_Band = cache.append(k_Ba1d, v_Ba1d)
@@ -250,7 +252,7 @@ class TransformerStack(nn.Module):
         if self.absolute_nD is not None:
             t_B1D = t_B1D + self.absolute_nD[position]
         for block, cache_ in zip(self.blocks, caches, strict=True):
-            t_B1D = block.step(t_B1D, cache_, row, self.table_Pd, self.spec.topk)
+            t_B1D = block.step(t_B1D, cache_, row, self.table_Pd, self.spec.topk)  # type: ignore[operator]
         return t_B1D
 
 

@@ -126,7 +126,9 @@ class EntropyModel(nn.Module):
             self.hyper_encoder = ConvHyperEncoder(spec.latents, spec.hyper_channels, dim)
             self.hyper_decoder = ConvHyperDecoder(spec.hyper_channels, dim)
         elif spec.hyper == "transformer":
-            self.hyper_encoder = TransformerHyperEncoder(spec.latents, spec.hyper_channels, attention, spec.depth)
+            self.hyper_encoder = TransformerHyperEncoder(
+                spec.latents, spec.hyper_channels, attention, spec.depth
+            )
             self.hyper_decoder = TransformerHyperDecoder(spec.hyper_channels, attention, spec.depth)
         if spec.hyper != "none":
             kind = ChannelGaussianPrior if spec.prior == "gaussian" else DeepFactorisedPrior

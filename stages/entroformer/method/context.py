@@ -84,6 +84,8 @@ class _CachedDecoding:
 class MaskedConvContext(nn.Module):
     """A 5x5 convolution over the positions before this one in raster order (Minnen et al. 2018)."""
 
+    before_55: Tensor
+
     def __init__(self, latents: int, dim: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(latents, dim, CONTEXT_KERNEL, padding=CONTEXT_KERNEL // 2)
@@ -94,7 +96,9 @@ class MaskedConvContext(nn.Module):
 
     def forward(self, y_BShw: Tensor, topk: int | None = None) -> Tensor:
         """Features of all positions at once."""
-        return F.conv2d(y_BShw, self.conv.weight * self.before_55, self.conv.bias, padding=CONTEXT_KERNEL // 2)
+        return F.conv2d(
+            y_BShw, self.conv.weight * self.before_55, self.conv.bias, padding=CONTEXT_KERNEL // 2
+        )
 
     def decoding(self, h: int, w: int) -> SerialDecoding:
         """Decoding of one grid, each position from its own 5x5 patch."""

@@ -82,7 +82,8 @@ class TransformerHyperDecoder(_Stages):
         super().__init__(stage_specs(spec)[::-1], depth)
         self.embed = nn.Linear(hyper, spec.dim)
         self.up = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(spec.dim, 4 * spec.dim, 3, 1, 1), nn.PixelShuffle(2)) for _ in range(RESAMPLINGS)
+            nn.Sequential(nn.Conv2d(spec.dim, 4 * spec.dim, 3, 1, 1), nn.PixelShuffle(2))
+            for _ in range(RESAMPLINGS)
         )
         initialise_linear(self.embed)
         self.up.apply(initialise_convolution)

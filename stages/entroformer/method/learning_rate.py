@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 
-def learning_rate(seen: int, pictures: int, epochs: int, base: float, stages: Sequence[int], decay: float = 0.5) -> float:
+def learning_rate(
+    seen: int, pictures: int, epochs: int, base: float, stages: Sequence[int], decay: float = 0.5
+) -> float:
     """Learning rate once `seen` pictures of an epoch's `pictures` have been shown.
 
     Args:

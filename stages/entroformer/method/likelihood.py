@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -54,7 +55,9 @@ def interval_mass(v: Tensor, mean: Tensor, log_sigma: Tensor, density: Density =
     return (cdf(right * inverse_sigma) - cdf(left * inverse_sigma)).clamp_min(MASS_MIN)
 
 
-def split_parameters(parameters_BCn: Tensor, mixtures: int, count: int) -> tuple[Tensor | None, Tensor, Tensor]:
+def split_parameters(
+    parameters_BCn: Tensor, mixtures: int, count: int
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Channels as (parameter, latent, mixture): (log weights or None, means, log sigmas), each `[B, S, K, h, w]`.
 
     With two parameters they are log sigma, then mean; with three the weights' logits, mean, log sigma.
@@ -67,7 +70,9 @@ def split_parameters(parameters_BCn: Tensor, mixtures: int, count: int) -> tuple
     return logits.log_softmax(2), mean, log_sigma
 
 
-def nats(v_BS: Tensor, parameters_BC: Tensor, mixtures: int = 1, count: int = 2, density: Density = "gaussian") -> Tensor:
+def nats(
+    v_BS: Tensor, parameters_BC: Tensor, mixtures: int = 1, count: int = 2, density: Density = "gaussian"
+) -> Tensor:
     """Code length of every latent `[B, S, h, w]` under the parameter network's output."""
     log_weight, mean, log_sigma = split_parameters(parameters_BC, mixtures, count)
     log_mass = interval_mass(v_BS[:, :, None], mean, log_sigma, density).log()
@@ -97,12 +102,14 @@ class DeepFactorisedPrior(nn.Module):
     A layer is x -> softplus(H) x + b, then x + tanh(a) tanh(x) except in the last; the CDF is its sigmoid.
     """
 
-    def __init__(self, channels: int, filters: tuple[int, ...] = (3, 3, 3, 3), initial_scale: float = 10.0) -> None:
+    def __init__(
+        self, channels: int, filters: tuple[int, ...] = (3, 3, 3, 3), initial_scale: float = 10.0
+    ) -> None:
         super().__init__()
         units = (1, *filters, 1)
         scale = initial_scale ** (1 / (len(filters) + 1))
         self.matrices, self.biases, self.factors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
-        for inputs, outputs in zip(units, units[1:], strict=False):
+        for inputs, outputs in pairwise(units):
             start = math.log(math.expm1(1 / scale / outputs))
             self.matrices.append(nn.Parameter(torch.full((channels, outputs, inputs), start)))
             self.biases.append(nn.Parameter(torch.rand(channels, outputs, 1) - 0.5))
@@ -170,7 +177,11 @@ class GaussianFrequencies:
     def __init__(self, mean_N: Tensor, log_sigma_N: Tensor) -> None:
         scaled = (mean_N.clamp(LOW - 1, HIGH + 1) * FRACTIONS + 0.5).floor().long().numpy()
         level = (log_sigma_N.clamp(LOG_SIGMA_MIN, LOG_SIGMA_MAX) - LOG_SIGMA_MIN) * LOG_SIGMA_STEPS + 0.5
-        self.whole, self.fraction, self.level = scaled // FRACTIONS, scaled % FRACTIONS, level.floor().long().numpy()
+        self.whole, self.fraction, self.level = (
+            scaled // FRACTIONS,
+            scaled % FRACTIONS,
+            level.floor().long().numpy(),
+        )
 
     def __len__(self) -> int:
         return len(self.whole)

@@ -29,7 +29,9 @@ def ms_ssim(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
         ValueError: the short side is not above 160 pixels.
     """
     if min(a_B3HW.shape[-2:]) <= MS_SSIM_SHORT_SIDE:
-        raise ValueError(f"MS-SSIM needs more than {MS_SSIM_SHORT_SIDE} pixels a side, not {tuple(a_B3HW.shape[-2:])}")
+        raise ValueError(
+            f"MS-SSIM needs more than {MS_SSIM_SHORT_SIDE} pixels a side, not {tuple(a_B3HW.shape[-2:])}"
+        )
     a, b = a_B3HW.double(), b_B3HW.double()
     result = torch.ones((), dtype=torch.float64)
     for scale, weight in enumerate(WEIGHTS):

@@ -53,7 +53,9 @@ class SymbolDecoder:
 
     def __init__(self, content: bytes) -> None:
         padded = content + b"\0" * (-len(content) % 4)
-        self.coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, dtype="<u4").astype(np.uint32))
+        self.coder = constriction.stream.queue.RangeDecoder(
+            np.frombuffer(padded, dtype="<u4").astype(np.uint32)
+        )
 
     def decode(self, frequencies: Frequencies) -> np.ndarray:
         """The next integers, one for each row of frequencies."""

@@ -20,13 +20,13 @@ class _LowerBound(torch.autograd.Function):
     """max(p, bound) whose gradient also passes below the bound where a step would raise p."""
 
     @staticmethod
-    def forward(ctx, p: Tensor, bound: float) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, p: Tensor, bound: float) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(p)
         ctx.bound = bound
         return p.clamp_min(bound)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (p,) = ctx.saved_tensors
         return grad * ((p >= ctx.bound) | (grad < 0)), None
 
@@ -89,6 +89,9 @@ class SynthesisTransform(nn.Module):
 class BlockDCTAnalysis(nn.Module):
     """Luma, orthonormal 8x8 block DCT, the first `latents` zig-zag coefficients, divided by fixed steps."""
 
+    basis_SHW: Tensor
+    luma_3: Tensor
+
     def __init__(self, latents: int) -> None:
         super().__init__()
         self.register_buffer("basis_SHW", dct_basis(latents), persistent=False)
@@ -97,11 +100,15 @@ class BlockDCTAnalysis(nn.Module):
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Picture to latents."""
         luma_B1HW = torch.einsum("bchw,c->bhw", x_B3HW, self.luma_3.to(x_B3HW))[:, None] * 255 - 128
-        return F.conv2d(luma_B1HW, self.basis_SHW[:, None].to(luma_B1HW), stride=DCT_BLOCK) / _steps(self.basis_SHW)
+        return F.conv2d(luma_B1HW, self.basis_SHW[:, None].to(luma_B1HW), stride=DCT_BLOCK) / _steps(
+            self.basis_SHW
+        )
 
 
 class BlockDCTSynthesis(nn.Module):
     """The grey picture of the coefficients that were kept."""
+
+    basis_SHW: Tensor
 
     def __init__(self, latents: int) -> None:
         super().__init__()
