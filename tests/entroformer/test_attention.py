@@ -10,6 +10,7 @@ from torch import nn
 
 from stages.entroformer.method.attention import (
     AttentionSpec,
+    SelfAttention,
     TransformerStack,
     diamond_bucket_index,
     full_layout,
@@ -79,7 +80,9 @@ def test_ties_at_the_threshold_are_kept() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(GRIDS, st.sampled_from(["serial", "masked-conv"]), st.data())
-def test_serial_features_depend_on_the_past_only(grid: tuple[int, int], kind: str, data: st.DataObject) -> None:
+def test_serial_features_depend_on_the_past_only(
+    grid: tuple[int, int], kind: str, data: st.DataObject
+) -> None:
     module, (h, w) = context(kind), grid
     y = latents(h, w)
     changed_at = data.draw(st.integers(0, h * w - 1))
@@ -89,7 +92,9 @@ def test_serial_features_depend_on_the_past_only(grid: tuple[int, int], kind: st
         before, after = (module(v).flatten(2)[:, :, : changed_at + 1] for v in (y, other))
         assert before.numpy() == pytest.approx(after.numpy(), abs=1e-12)
         if changed_at + 1 < h * w:  # the next position does see it
-            assert not torch.allclose(module(y).flatten(2)[:, :, changed_at + 1 :], module(other).flatten(2)[:, :, changed_at + 1 :])
+            assert not torch.allclose(
+                module(y).flatten(2)[:, :, changed_at + 1 :], module(other).flatten(2)[:, :, changed_at + 1 :]
+            )
 
 
 @settings(deadline=None, max_examples=15)
@@ -107,8 +112,14 @@ def test_two_pass_features_depend_on_the_visible_half_only(grid: tuple[int, int]
 
 
 @settings(deadline=None, max_examples=15)
-@given(GRIDS, st.sampled_from(["serial", "masked-conv"]), st.sampled_from(["diamond", "square", "absolute", "none"]))
-def test_decoding_step_by_step_gives_the_same_features(grid: tuple[int, int], kind: str, position: str) -> None:
+@given(
+    GRIDS,
+    st.sampled_from(["serial", "masked-conv"]),
+    st.sampled_from(["diamond", "square", "absolute", "none"]),
+)
+def test_decoding_step_by_step_gives_the_same_features(
+    grid: tuple[int, int], kind: str, position: str
+) -> None:
     module, (h, w) = context(kind, position), grid
     y = latents(h, w)
     with torch.no_grad():
@@ -125,7 +136,9 @@ def test_top_k_limits_what_a_query_sees() -> None:
     torch.manual_seed(0)
     stack = TransformerStack(SPEC, 1).double()
     layout = full_layout(4, 5, SPEC.position_num)
-    q, k, _ = stack.blocks[0].attention.split(torch.randn(1, 20, SPEC.dim).double())  # type: ignore[union-attr,operator]
+    attention = stack.blocks[0].attention
+    assert isinstance(attention, SelfAttention)
+    q, k, _ = attention.split(torch.randn(1, 20, SPEC.dim).double())
     for topk, seen in ((3, 3), (-1, 20)):
-        weights = stack.blocks[0].attention.weights(q, k, layout, stack.table_Pd, topk)  # type: ignore[union-attr,operator]
+        weights = attention.weights(q, k, layout, stack.table_Pd, topk)
         assert ((weights > 0).sum(-1) == seen).all()
