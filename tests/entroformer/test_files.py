@@ -102,7 +102,7 @@ def test_every_method_decodes_its_own_latents_on_other_thread_counts(
     name: MethodName, transform: Literal["conv", "dct"]
 ) -> None:
     file_codec = FileCodec(codec_of(METHODS[name], transform))
-    original = picture(70, 130)
+    original = picture(40, 70)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -179,7 +179,7 @@ def test_photographs_end_to_end(scale: str, workspace: Path, monkeypatch: pytest
         ({"qualities": [0]}, r"qualities.0 = 0: must be greater than or equal to 1"),
         ({"families": ["cnn", "cnn"]}, r"names a value twice"),
         ({"tracks.latents.lambdas": [0.1]}, r"a fixed transform has no trade-off"),
-        ({"tracks.codec.crop": 96}, r"crop = a multiple of 64"),
+        ({"tracks.codec.crop": 96}, r"a conv track needs crops of a multiple of 64"),
         ({"tracks.codec.position_num": 4}, r"position_num: must be odd"),
         ({"tracks.codec.methods": ["gpt"]}, r"tracks.codec.methods.0 = 'gpt'"),
         ({"data.colour": 1}, r"entroformer.data.colour: unknown key"),
