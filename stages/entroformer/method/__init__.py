@@ -1,0 +1,1 @@
+"""Entroformer as plain torch: no pipeline, no tracking; each file is one idea and reads on its own."""
