@@ -1,0 +1,105 @@
+"""The command line: `python -m flows reproduce chex fedformer --jobs 2`."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flows.errors import FlowError, UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Wrong arguments."""
+        raise UsageError(message)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 on")
+    return int(text)
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(prog="python -m flows", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    reproduce = commands.add_parser("reproduce", help="run what is out of date, stages side by side")
+    reproduce.add_argument(
+        "papers", nargs="*", help="stages of dvc.yaml, such as chex; all when none is named"
+    )
+    reproduce.add_argument(
+        "--jobs", "-j", type=positive, help="the most stages at once (the machine's cores)"
+    )
+    reproduce.add_argument("--force", "-f", action="store_true", help="run what is up to date as well")
+    reproduce.add_argument("--dry", action="store_true", help="only say what would run, and why")
+    reproduce.add_argument("--timeout", metavar="TIME", help="for stages whose meta has none, such as 30m")
+    return parser.parse_args(argv)
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Run a flow in this process."""
+    from flows.plan import SECONDS, amount
+    from flows.server import EmbeddedServer, settle_environment
+
+    timeout = None
+    if options.timeout and not (timeout := amount(options.timeout, SECONDS)):
+        raise UsageError(f"--timeout: '{options.timeout}' is not a time such as 90s, 30m or 8h")
+    if not Path(".dvc").is_dir():
+        raise UsageError("this is not the top folder of a DVC project")
+    settle_environment(Path())
+    jobs = options.jobs or len(os.sched_getaffinity(0))
+    server: EmbeddedServer | None = None
+    if "PREFECT_API_URL" not in os.environ and not options.dry:
+        server = EmbeddedServer(Path())  # it starts while DVC is imported and plans
+    return _reproduce(options, jobs, timeout, server)
+
+
+def _reproduce(options: argparse.Namespace, jobs: int, timeout: float | None, server: Any) -> int:
+    from flows.project import Project
+
+    log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    if options.dry:
+        project = Project(log=log)
+        plan = project.plan(options.papers, options.force)
+        print(plan.describe() or "everything is up to date")
+        return 0
+    from flows.session import open_session
+
+    with open_session(options.papers, jobs, log, force=options.force, timeout=timeout) as session:
+        if server and not session.plan.to_run:
+            print(f"everything is up to date ({len(session.plan.steps)} stages)")
+            return 0
+        if server:
+            server.ready()
+        from flows.reproduce import run_session
+
+        run_session(session)
+    print(session.summary(), file=sys.stdout if session.succeeded else sys.stderr, flush=True)
+    return 0 if session.succeeded else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that what is running is ended
+    try:
+        options = arguments(sys.argv[1:] if argv is None else argv)
+        return {"reproduce": reproduce}[options.command](options)
+    except FlowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cancelled", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""One stage, from the check whether it has to run to the record of what it has made."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from flows.errors import Cancelled, StageFailed
+from flows.plan import Step, first_line
+from flows.process import Leash, run_command
+from flows.project import Action, Log, Project
+from flows.slots import Reservation
+
+
+class End(Enum):
+    """How a stage of a flow ended."""
+
+    UNCHANGED = "unchanged"
+    RESTORED = "restored"
+    RAN = "ran"
+    FAILED = "failed"
+    NOT_RUN = "not run"
+    CANCELLED = "cancelled"
+
+
+GOOD = (End.UNCHANGED, End.RESTORED, End.RAN)
+
+
+@dataclass
+class Outcome:
+    """How a stage ended, and why."""
+
+    end: End
+    reason: str = ""
+
+
+@dataclass
+class Runner:
+    """Runs stages of one flow."""
+
+    project: Project
+    leash: Leash
+    environment: dict[str, str] = field(default_factory=dict)  # added to what every stage gets
+    force: bool = False
+    timeout: float | None = None  # seconds for stages whose meta does not say
+
+    def run(self, step: Step, reservation: Reservation, log: Log) -> Outcome:
+        """Run a stage if it has to; its output goes to `log`.
+
+        Raises `Killed` when running it again may help: it then takes up its checkpoints.
+        """
+        from dvc.exceptions import DvcException
+
+        try:
+            action = self.project.begin(step, self.force)
+            if action is not Action.RUN:
+                return Outcome(End.RESTORED if action is Action.RESTORED else End.UNCHANGED)
+            try:
+                self._command(step, reservation, log)
+                self.project.record(step)
+            finally:
+                self.project.discard(step)  # nothing, when it has been recorded
+        except Cancelled:
+            return Outcome(End.CANCELLED, "cancelled")
+        except (StageFailed, DvcException, OSError) as error:
+            return Outcome(End.FAILED, first_line(error))
+        return Outcome(End.RAN)
+
+    def _command(self, step: Step, reservation: Reservation, log: Log) -> None:
+        from dvc.stage.run import _make_cmd, get_executable, prepare_kwargs
+
+        stage = step.stage
+        settings = prepare_kwargs(stage, run_env={**self.environment, **reservation.environment()})
+        for command in stage.cmd if isinstance(stage.cmd, list) else stage.cmd.splitlines():
+            log(f"> {command}")
+            run_command(
+                _make_cmd(get_executable(), command),
+                str(settings["cwd"]),
+                settings["env"],
+                log,
+                self.leash,
+                self.project.cancelled,
+                step.needs.timeout or self.timeout,
+                step.needs.memory,
+                (reservation.slot,) if reservation.slot is not None else (),
+            )
