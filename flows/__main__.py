@@ -66,7 +66,7 @@ def _reproduce(options: argparse.Namespace, jobs: int, timeout: float | None, se
 
     log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     if options.dry:
-        project = Project(log=log)
+        project = Project(log)
         plan = project.plan(options.papers, options.force)
         print(plan.describe() or "everything is up to date")
         return 0

@@ -44,11 +44,11 @@ class Action(Enum):
 
 
 class Project:
-    """The DVC project in a folder. Its acts may be called from any thread."""
+    """The DVC project in the current folder. Its acts may be called from any thread."""
 
-    def __init__(self, root: Path = Path(), log: Log = print) -> None:
+    def __init__(self, log: Log = print) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dvc")
-        self.root = root.resolve()
+        self.root = Path.cwd()
         self.log = log
         self.repo: Any = self._do(self._open)
         self.cancelled = threading.Event()

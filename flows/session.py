@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from flows.plan import Plan
@@ -49,10 +48,10 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    targets: list[str], jobs: int, log: Callable[[str], None], root: Path = Path(), **options: Any
+    targets: list[str], jobs: int, log: Callable[[str], None], **options: Any
 ) -> Iterator[Session]:
     """Plan `targets`, and be the only flow at work on their pipelines."""
-    project = Project(root, log)
+    project = Project(log)
     try:
         plan = project.plan(targets, options.get("force", False))
         with project.pipelines(plan.pipelines) as waited:

@@ -12,7 +12,6 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0  # seconds until a test gives up waiting for an event; machines may be loaded
-IN_ORDER = {"PYTHONHASHSEED": "0"}
 
 
 def make_project(folder: Path, stages: dict[str, Any], files: dict[str, str] | None = None) -> Path:
