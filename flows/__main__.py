@@ -40,7 +40,28 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     reproduce.add_argument("--force", "-f", action="store_true", help="run what is up to date as well")
     reproduce.add_argument("--dry", action="store_true", help="only say what would run, and why")
     reproduce.add_argument("--timeout", metavar="TIME", help="for stages whose meta has none, such as 30m")
+    reproduce.add_argument(
+        "-S", "--set-param", metavar="KEY=VALUES", action="append", default=[], dest="overrides",
+        help="run as a DVC experiment, several for several values: chex.prune.flops=0.3,0.4",
+    )  # fmt: skip
+    serve = commands.add_parser("serve", help="Prefect, MLflow and a worker on 127.0.0.1")
+    serve.add_argument("--prefect-port", type=positive, default=4200)
+    serve.add_argument("--mlflow-port", type=positive, default=5000)
     return parser.parse_args(argv)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Run the servers and a worker."""
+    from flows.serve import serve as run
+
+    check_folder()
+    return run(options.prefect_port, options.mlflow_port, lambda line: print(line, flush=True))
+
+
+def check_folder() -> None:
+    """Flows work in the top folder of a DVC project."""
+    if not Path(".dvc").is_dir():
+        raise UsageError("this is not the top folder of a DVC project")
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -51,8 +72,7 @@ def reproduce(options: argparse.Namespace) -> int:
     timeout = None
     if options.timeout and not (timeout := amount(options.timeout, SECONDS)):
         raise UsageError(f"--timeout: '{options.timeout}' is not a time such as 90s, 30m or 8h")
-    if not Path(".dvc").is_dir():
-        raise UsageError("this is not the top folder of a DVC project")
+    check_folder()
     settle_environment(Path())
     jobs = options.jobs or len(os.sched_getaffinity(0))
     server: EmbeddedServer | None = None
@@ -70,6 +90,17 @@ def _reproduce(options: argparse.Namespace, jobs: int, timeout: float | None, se
         plan = project.plan(options.papers, options.force)
         print(plan.describe() or "everything is up to date")
         return 0
+    if options.overrides:
+        from flows.experiments import combinations
+
+        combinations(options.overrides)  # wrong ones are found before anything runs
+        if server:
+            server.ready()
+        from flows.experiments import run_experiments
+
+        good, message = run_experiments(options.papers, options.overrides, jobs, options.force)
+        print(message, file=sys.stdout if good else sys.stderr, flush=True)
+        return 0 if good else 1
     from flows.session import open_session
 
     with open_session(options.papers, jobs, log, force=options.force, timeout=timeout) as session:
@@ -92,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # so that what is running is ended
     try:
         options = arguments(sys.argv[1:] if argv is None else argv)
-        return {"reproduce": reproduce}[options.command](options)
+        return {"reproduce": reproduce, "serve": serve}[options.command](options)
     except FlowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

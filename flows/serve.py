@@ -1,0 +1,158 @@
+"""Everything on one machine: `python -m flows serve` runs Prefect's and MLflow's servers and a worker, on 127.0.0.1.
+
+Work pools: `cpu`, and `gpu` where there are GPUs; a worker each. Flows run in processes of their own in this workspace.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from flows.errors import FlowError
+from flows.plan import read_needs
+from flows.server import SERVED, answers, settle_environment, wait_until_answers
+from flows.slots import gpu_names
+
+LOGS = Path(".encore/flows")
+NIGHT = "0 3 * * *"
+PARALLEL_FLOWS = 4  # per worker; flows on one paper wait for each other anyway
+
+
+def papers_of(text: str) -> list[str]:
+    """The papers of a dvc.yaml: the stages that others are named after, `chex` of `chex-prune`."""
+    stages = list(yaml.safe_load(text).get("stages", {}))
+    return [name for name in stages if any(other.startswith(f"{name}-") for other in stages)]
+
+
+def pool_of(paper: str, text: str, gpus: list[str]) -> str:
+    """The work pool for a paper: `gpu` when one of its stages can use one and this machine has one."""
+    stages = yaml.safe_load(text)["stages"]
+    wants = any(
+        read_needs(name, stage.get("meta")).gpu != 0
+        for name, stage in stages.items()
+        if not paper or name == paper or name.startswith(f"{paper}-")
+    )
+    return "gpu" if wants and gpus else "cpu"
+
+
+def register(gpus: list[str]) -> list[str]:
+    """Register a deployment per paper and one for all; returns their names. Their nightly schedules are off."""
+    from prefect import Flow
+    from prefect.schedules import Cron
+
+    text = Path("dvc.yaml").read_text()
+    papers = papers_of(text)
+    # the worker goes to this folder and imports the flow by name
+    flow: Any = Flow.from_source(source=str(Path.cwd()), entrypoint="flows/deployed.py:reproduce")
+    names = []
+    for name, targets in [*((paper, [paper]) for paper in papers), ("all", papers)]:
+        flow.deploy(
+            name=name,
+            work_pool_name=pool_of("" if name == "all" else name, text, gpus),
+            parameters={"papers": targets},
+            schedules=[Cron(NIGHT, active=False)],
+            description=f"`dvc repro {' '.join(targets)}`, in parallel",
+            enforce_parameter_schema=True,
+            print_next_steps=False,
+        )
+        names.append(f"reproduce/{name}")
+    return names
+
+
+class Services:
+    """Child processes that end together."""
+
+    def __init__(self) -> None:
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        LOGS.mkdir(parents=True, exist_ok=True)
+
+    def start(self, name: str, command: list[str]) -> "subprocess.Popen[bytes]":
+        """Start one, with its log in `.encore/flows`."""
+        with (LOGS / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes[name] = process
+        return process
+
+    def close(self) -> None:
+        """End them, workers first: they end their flows, and say so to the server."""
+        for name, process in reversed(list(self.processes.items())):
+            family = (
+                [process.pid, *(child.pid for child in psutil.Process(process.pid).children(True))]
+                if process.poll() is None
+                else []
+            )
+            process.terminate()
+            try:
+                process.wait(60 if name.startswith("worker") else 10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for pid in family:  # what an ended server leaves behind, such as MLflow's workers
+                try:
+                    os.kill(pid, signal.SIGTERM)
+                except ProcessLookupError:
+                    continue
+
+
+def serve(prefect_port: int, mlflow_port: int, log: Callable[[str], None]) -> int:
+    """Run until interrupted, or until one of the processes ends."""
+    host = "127.0.0.1"
+    api, tracking = f"http://{host}:{prefect_port}/api", f"http://{host}:{mlflow_port}"
+    for url, name in ((f"{api}/health", "Prefect"), (f"{tracking}/health", "MLflow")):
+        if answers(url):
+            raise FlowError(
+                f"{name} is answering on {url.rsplit('/', 1)[0]} already; --{name.lower()}-port takes another"
+            )
+    settle_environment(Path())
+    os.environ |= {
+        "PREFECT_API_URL": api,
+        "PREFECT_UI_API_URL": api,
+        "PREFECT_SERVER_API_HOST": host,
+        "MLFLOW_TRACKING_URI": tracking,
+        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    python = sys.executable
+    services, stop = Services(), threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        prefect = services.start("prefect", [
+            python, "-m", "prefect", "server", "start", "--host", host, "--port", str(prefect_port),
+        ])  # fmt: skip
+        mlflow = services.start("mlflow", [
+            python, "-m", "mlflow", "server", "--host", host, "--port", str(mlflow_port), "--workers", "1",
+            "--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "mlartifacts",
+        ])  # fmt: skip
+        wait_until_answers(f"{api}/health", prefect, LOGS / "prefect.log", "the Prefect server")
+        gpus = gpu_names()
+        from flows.pools import ensure_pools
+
+        for pool in ensure_pools(gpus):
+            services.start(f"worker-{pool}", [
+                python, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", str(PARALLEL_FLOWS),
+            ])  # fmt: skip
+        names = register(gpus)
+        wait_until_answers(f"{tracking}/health", mlflow, LOGS / "mlflow.log", "the MLflow server")
+        started = psutil.Process().create_time()
+        SERVED.write_text(json.dumps({"api": api, "pid": os.getpid(), "started": started}))
+        log(f"Prefect  http://{host}:{prefect_port}   deployments: {', '.join(names)}")
+        log(f"MLflow   {tracking}")
+        log("ready; Ctrl-C ends it")
+        while not stop.wait(1.0):
+            for name, process in services.processes.items():
+                if process.poll() is not None:
+                    raise FlowError(f"{name} has ended; its log: {LOGS / name}.log")
+        return 0
+    finally:
+        SERVED.unlink(missing_ok=True)
+        services.close()
