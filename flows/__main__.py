@@ -91,7 +91,7 @@ def _reproduce(options: argparse.Namespace, jobs: int, timeout: float | None, se
         print(plan.describe() or "everything is up to date")
         return 0
     if options.overrides:
-        from flows.experiments import combinations
+        from flows.overrides import combinations
 
         combinations(options.overrides)  # wrong ones are found before anything runs
         if server:

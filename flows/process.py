@@ -221,10 +221,9 @@ def run_command(
         os.close(out_read)
         os.close(err_read)
     code = process.returncode
-    if code < 0 or code > 128:  # a shell says 128 + n, so does the warm interpreter
-        number = -code if code < 0 else code - 128
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        raise Killed(f"killed by {name}")
+    number = -code if code < 0 else code - 128  # a shell says 128 + n, so does the warm interpreter
+    if number in set(signal.Signals):
+        raise Killed(f"killed by {signal.Signals(number).name}")
     if code:
         raise StageFailed(f"exit code {code}")
 

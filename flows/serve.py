@@ -139,7 +139,8 @@ def serve(prefect_port: int, mlflow_port: int, log: Callable[[str], None]) -> in
 
         for pool in ensure_pools(gpus):
             services.start(f"worker-{pool}", [
-                python, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", str(PARALLEL_FLOWS),
+                python, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
+                "--limit", str(PARALLEL_FLOWS),
             ])  # fmt: skip
         names = register(gpus)
         wait_until_answers(f"{tracking}/health", mlflow, LOGS / "mlflow.log", "the MLflow server")

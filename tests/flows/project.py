@@ -69,16 +69,16 @@ def run(command: list[str], folder: Path, code: int = 0, **more: str) -> "subpro
     return done
 
 
-def flows(folder: Path, *arguments: str, code: int = 0, **more: str) -> "subprocess.CompletedProcess[str]":
+def flows(folder: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
     """Run `python -m flows`."""
-    return run([sys.executable, "-m", "flows", *arguments], folder, code, **more)
+    return run([sys.executable, "-m", "flows", *arguments], folder, code, ENCORE_GPUS="")
 
 
-def start_flows(folder: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+def start_flows(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start `python -m flows` with its output in `flows.log`."""
     log = (folder / ".encore-test.log").open("a")
     return subprocess.Popen(
-        [sys.executable, "-m", "flows", *arguments], cwd=folder, env=environment(**more),
+        [sys.executable, "-m", "flows", *arguments], cwd=folder, env=environment(ENCORE_GPUS=""),
         stdout=log, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -1,0 +1,140 @@
+"""The command line: flows with Prefect's embedded server, their exit codes and last lines, a stage killed midway."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.flows.papers import make_papers
+from tests.flows.project import (
+    copy,
+    diamond,
+    flows,
+    log_of,
+    make_project,
+    run,
+    start_flows,
+    state_of,
+    wait_for,
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reproduce", "a", "--jobs", "0"], "'0' is not a whole number"),
+        (["reproduce", "a", "--timeout", "soon"], "'soon' is not a time"),
+        (["reproduce", "nothing", "--dry"], "not found"),
+        (["reproduce", "a", "--what"], "unrecognized arguments: --what"),
+        (["fly"], "invalid choice: 'fly'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    folder = make_project(tmp_path / "p", diamond())
+    done = flows(folder, *arguments, code=2)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (folder / ".encore/prefect/prefect.db").exists()
+
+
+def test_outside_a_project(tmp_path: Path) -> None:
+    assert (
+        flows(tmp_path, "reproduce", code=2).stderr == "error: this is not the top folder of a DVC project\n"
+    )
+
+
+def test_flow_without_a_server(tmp_path: Path) -> None:
+    """Embedded server: same bytes as `dvc repro`; then nothing to do; then a failure, told on the last line."""
+    stages = diamond()
+    ours, theirs = make_project(tmp_path / "ours", stages), make_project(tmp_path / "theirs", stages)
+    done = flows(ours, "reproduce", "d", "e", "--jobs", "2")
+    assert done.stdout == "0 unchanged, 0 restored, 5 ran\n"
+    assert "Task run 'd' - > cat b.txt c.txt" in done.stderr  # a task run per stage, with its log
+    run(["dvc", "repro", "-q", "d", "e"], theirs)
+    assert state_of(ours) == state_of(theirs)
+    assert flows(ours, "reproduce", "d", "e").stdout == "everything is up to date (5 stages)\n"
+
+    text = (ours / "dvc.yaml").read_text()
+    (ours / "dvc.yaml").write_text(text.replace("cat a.txt > b.txt", "cat a.txt > b.txt && exit 7"))
+    (ours / "source.txt").write_text("changed\n")
+    failed = flows(ours, "reproduce", "d", "e", code=1)
+    assert failed.stderr.splitlines()[-1] == "b failed: exit code 7; not run: d"
+    assert "d is not run: b failed" in failed.stderr
+    assert (ours / "e.txt").read_text() == "changed\ne\n"
+    assert (ours / "c.txt").read_text() == "changed\na\nc\n"
+    assert not servers_of(ours)
+
+
+def servers_of(folder: Path) -> list[int]:
+    """Embedded servers of a project that are still there."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("PREFECT_HOME", "").startswith(str(folder)):
+                found.append(process.pid)
+    return found
+
+
+def resumable() -> dict[str, Any]:
+    """A stage that counts to ten, keeps its place, and is killed once on the way by the test."""
+    count = (
+        "for i in 1 2 3 4 5 6 7 8 9 10; do grep -qx $i place || { echo $i >> place; "
+        "if test $i = 5 -a ! -e go; then echo $$ > pid; until test -e go; do sleep 0.02; done; fi; }; done; cp place a.txt"
+    )
+    return {"a": {"cmd": f"touch place; {count}", "deps": ["source.txt"], "outs": ["a.txt"]}}
+
+
+def test_stage_killed_midway_is_tried_again_and_resumes(tmp_path: Path) -> None:
+    folder = make_project(tmp_path / "p", resumable())
+    flow = start_flows(folder, "reproduce", "a")
+    pid = int(wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the stage"))
+    (folder / "go").touch()
+    os.kill(pid, signal.SIGKILL)
+    assert flow.wait() == 0, log_of(folder)
+    assert "killed by SIGKILL" in log_of(folder)
+    assert (folder / "a.txt").read_text() == "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n"
+
+
+def test_flow_killed_midway_leaves_nothing_running_and_resumes(tmp_path: Path) -> None:
+    folder = make_project(tmp_path / "p", resumable() | {"b": copy("b", ["a.txt"], "b.txt")})
+    flow = start_flows(folder, "reproduce", "b")
+    pid = int(wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the stage"))
+    flow.kill()
+    flow.wait()
+    wait_for(lambda: not psutil.pid_exists(pid), "the end of the stage")
+    (folder / "go").touch()
+    assert flows(folder, "reproduce", "b").stdout == "0 unchanged, 0 restored, 2 ran\n"
+    assert (folder / "b.txt").read_text() == "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\nb\n"
+
+
+def test_interrupted_flow_cleans_up(tmp_path: Path) -> None:
+    stages = {
+        "a": {"cmd": "echo half > a.txt; echo $$ > pid; sleep 600", "deps": ["source.txt"], "outs": ["a.txt"]}
+    }
+    folder = make_project(tmp_path / "p", stages)
+    flow = start_flows(folder, "reproduce", "a")
+    pid = int(wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the stage"))
+    flow.send_signal(signal.SIGINT)
+    assert flow.wait() != 0
+    assert not psutil.pid_exists(pid)
+    assert not (folder / "a.txt").exists()
+    assert "a.txt" not in (folder / ".dvc/tmp/rwlock").read_text()
+
+
+def test_experiments(tmp_path: Path) -> None:
+    """Two values become two DVC experiments with a table; the workspace stays as it is."""
+    folder = make_papers(tmp_path / "p")
+    before = (folder / "params.yaml").read_text()
+    done = flows(folder, "reproduce", "alpha", "-S", "alpha.rate=5,6", "--jobs", "2")
+    assert "2 experiments" in done.stdout
+    table = (folder / ".encore/flows/comparison.md").read_text().splitlines()
+    assert table[0] == "| experiment | alpha.rate | alpha C1 |"
+    assert [line.split("|")[2:4] for line in table[2:]] == [[" 5 ", " supported "], [" 6 ", " supported "]]
+    assert (folder / "params.yaml").read_text() == before
+    assert not (folder / "alpha.model").exists()
+    listed = run(["dvc", "exp", "list", "--name-only"], folder).stdout.split()
+    assert len(listed) == 2
