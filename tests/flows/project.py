@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0  # seconds until a test gives up waiting for an event; machines may be loaded
+SERVER: dict[str, str] = {}  # names the Prefect server that the tests of a module share
+PATIENCE = 240.0  # seconds until a test gives up waiting for an event; machines may be loaded
 
 
 def make_project(folder: Path, stages: dict[str, Any], files: dict[str, str] | None = None) -> Path:
@@ -59,7 +60,7 @@ def environment(**more: str) -> dict[str, str]:
         if not name.startswith(("PREFECT", "ENCORE", "CUDA_VISIBLE", "MLFLOW"))
     }
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    return kept | {"PYTHONPATH": str(REPOSITORY), "PATH": path} | more
+    return kept | SERVER | {"PYTHONPATH": str(REPOSITORY), "PATH": path} | more
 
 
 def run(command: list[str], folder: Path, code: int = 0, **more: str) -> "subprocess.CompletedProcess[str]":

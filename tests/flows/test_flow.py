@@ -3,14 +3,17 @@
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from flows.server import EmbeddedServer, wait_until_answers
 from tests.flows.papers import make_papers
 from tests.flows.project import (
+    SERVER,
     copy,
     diamond,
     flows,
@@ -79,6 +82,17 @@ def servers_of(folder: Path) -> list[int]:
     return found
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Prefect server for the tests that need not start their own."""
+    embedded = EmbeddedServer(tmp_path_factory.mktemp("server"))
+    wait_until_answers(f"{embedded.api}/health", embedded._process, embedded.log, "the server")
+    SERVER["PREFECT_API_URL"] = embedded.api
+    yield
+    SERVER.clear()
+    embedded.close()
+
+
 def resumable() -> dict[str, Any]:
     """A stage that counts to ten, keeps its place, and is killed once on the way by the test."""
     count = (
@@ -88,6 +102,7 @@ def resumable() -> dict[str, Any]:
     return {"a": {"cmd": f"touch place; {count}", "deps": ["source.txt"], "outs": ["a.txt"]}}
 
 
+@pytest.mark.usefixtures("server")
 def test_stage_killed_midway_is_tried_again_and_resumes(tmp_path: Path) -> None:
     folder = make_project(tmp_path / "p", resumable())
     flow = start_flows(folder, "reproduce", "a")
@@ -99,6 +114,7 @@ def test_stage_killed_midway_is_tried_again_and_resumes(tmp_path: Path) -> None:
     assert (folder / "a.txt").read_text() == "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n"
 
 
+@pytest.mark.usefixtures("server")
 def test_flow_killed_midway_leaves_nothing_running_and_resumes(tmp_path: Path) -> None:
     folder = make_project(tmp_path / "p", resumable() | {"b": copy("b", ["a.txt"], "b.txt")})
     flow = start_flows(folder, "reproduce", "b")
@@ -111,6 +127,7 @@ def test_flow_killed_midway_leaves_nothing_running_and_resumes(tmp_path: Path) -
     assert (folder / "b.txt").read_text() == "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\nb\n"
 
 
+@pytest.mark.usefixtures("server")
 def test_interrupted_flow_cleans_up(tmp_path: Path) -> None:
     stages = {
         "a": {"cmd": "echo half > a.txt; echo $$ > pid; sleep 600", "deps": ["source.txt"], "outs": ["a.txt"]}
@@ -125,6 +142,7 @@ def test_interrupted_flow_cleans_up(tmp_path: Path) -> None:
     assert "a.txt" not in (folder / ".dvc/tmp/rwlock").read_text()
 
 
+@pytest.mark.usefixtures("server")
 def test_experiments(tmp_path: Path) -> None:
     """Two values become two DVC experiments with a table; the workspace stays as it is."""
     folder = make_papers(tmp_path / "p")
