@@ -248,8 +248,7 @@ def _follow(
                 selector.register(descriptor, selectors.EVENT_READ)
             while selector.get_map():
                 for key, _ in selector.select(POLL_SECONDS):
-                    if key.fd == child:
-                        process.wait()
+                    if key.fd == child:  # not reaped yet: its number, which names the session, stays its own
                         ended = time.monotonic()
                         selector.unregister(child)
                         continue

@@ -3,6 +3,7 @@
 Work pools: `cpu`, and `gpu` where there are GPUs; a worker each. Flows run in processes of their own in this workspace.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -86,22 +87,16 @@ class Services:
     def close(self) -> None:
         """End them, workers first: they end their flows, and say so to the server."""
         for name, process in reversed(list(self.processes.items())):
-            family = (
-                [process.pid, *(child.pid for child in psutil.Process(process.pid).children(True))]
-                if process.poll() is None
-                else []
-            )
+            family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
             try:
                 process.wait(60 if name.startswith("worker") else 10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            for pid in family:  # what an ended server leaves behind, such as MLflow's workers
-                try:
-                    os.kill(pid, signal.SIGTERM)
-                except ProcessLookupError:
-                    continue
+            for member in family:  # what an ended server leaves behind, such as MLflow's workers
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.terminate()
 
 
 def serve(prefect_port: int, mlflow_port: int, log: Callable[[str], None]) -> int:

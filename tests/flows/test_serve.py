@@ -1,5 +1,6 @@
 """`python -m flows serve`, seen through a browser: a flow run with its graph, its artifacts, MLflow; cancelling."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from flows.serve import papers_of, pool_of
 from flows.server import free_port
-from tests.common.browser import browser, console_problems, needs_browser, requested_urls
+from tests.common.browser import browser, needs_browser
 from tests.flows.papers import make_papers
 from tests.flows.project import REPOSITORY, environment, wait_for
 
@@ -111,9 +112,7 @@ def test_deployments(served: Served) -> None:
 
 
 def screenshot(driver: "Chrome", name: str) -> None:
-    """Keep a picture; in docs/ when asked for (`pytest --basetemp … ` keeps the others in the test's folder)."""
-    import os
-
+    """Keep a picture: in docs/ with ENCORE_SCREENSHOTS=1, else in the test's folder."""
     folder = SCREENSHOTS if os.environ.get("ENCORE_SCREENSHOTS") else Path.cwd()
     driver.save_screenshot(str(folder / name))
 
@@ -146,11 +145,6 @@ def test_flow_run_in_the_browser(served: Served, tmp_path: Path, monkeypatch: py
         screenshot(driver, "flow-deployments.png")
         driver.get(served.mlflow)
         wait_for(lambda: "Experiments" in text(), "MLflow")
-        elsewhere = [
-            url for url in requested_urls(driver) if "//127.0.0.1" not in url and url.startswith("http")
-        ]
-        console_problems(driver)
-    (tmp_path / "elsewhere.txt").write_text("\n".join(elsewhere))
 
 
 def test_cancel_ends_the_stage(served: Served) -> None:
@@ -158,8 +152,7 @@ def test_cancel_ends_the_stage(served: Served) -> None:
     (served.folder / "source.txt").write_text("changed\n")
     run = served.start("alpha")
     wait_for((served.folder / "held").exists, "the stage")
-    before = [line for line in sleeping(served.folder)]
-    assert before
+    assert sleeping(served.folder)
     served.api("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
     wait_for(lambda: served.state(run) == "CANCELLED", "the cancellation")
     wait_for(lambda: not sleeping(served.folder), "the end of the stage")
