@@ -4,11 +4,11 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from flows.errors import FlowError, UsageError
+from flows.server import load_prefect, server_named, settle_environment
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +58,11 @@ def serve(options: argparse.Namespace) -> int:
     return run(options.prefect_port, options.mlflow_port, lambda line: print(line, flush=True))
 
 
+def say(line: str) -> None:
+    """Tell the user what goes on."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def check_folder() -> None:
     """Flows work in the top folder of a DVC project."""
     if not Path(".dvc").is_dir():
@@ -67,53 +72,43 @@ def check_folder() -> None:
 def reproduce(options: argparse.Namespace) -> int:
     """Run a flow in this process."""
     from flows.plan import SECONDS, amount
-    from flows.server import EmbeddedServer, settle_environment
 
     timeout = None
     if options.timeout and not (timeout := amount(options.timeout, SECONDS)):
         raise UsageError(f"--timeout: '{options.timeout}' is not a time such as 90s, 30m or 8h")
     check_folder()
     settle_environment(Path())
-    jobs = options.jobs or len(os.sched_getaffinity(0))
-    server: EmbeddedServer | None = None
-    if "PREFECT_API_URL" not in os.environ and not options.dry:
-        server = EmbeddedServer(Path())  # it starts while DVC is imported and plans
-    return _reproduce(options, jobs, timeout, server)
-
-
-def _reproduce(options: argparse.Namespace, jobs: int, timeout: float | None, server: Any) -> int:
-    from flows.project import Project
-
-    log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     if options.dry:
-        project = Project(log)
-        plan = project.plan(options.papers, options.force)
-        print(plan.describe() or "everything is up to date")
+        from flows.project import Project
+
+        print(Project(say).plan(options.papers, options.force).describe() or "everything is up to date")
         return 0
-    if options.overrides:
-        from flows.overrides import combinations
+    run = run_experiments if options.overrides else run_flow
+    good, message = run(options, options.jobs or len(os.sched_getaffinity(0)), timeout)
+    print(message, file=sys.stdout if good else sys.stderr, flush=True)
+    return 0 if good else 1
 
-        combinations(options.overrides)  # wrong ones are found before anything runs
-        if server:
-            server.ready()
-        from flows.experiments import run_experiments
 
-        good, message = run_experiments(options.papers, options.overrides, jobs, options.force)
-        print(message, file=sys.stdout if good else sys.stderr, flush=True)
-        return 0 if good else 1
-    from flows.session import open_session
+def run_flow(options: argparse.Namespace, jobs: int, timeout: float | None) -> tuple[bool, str]:
+    """Run the flow; returns whether all went well, and how it went."""
+    from flows.engine import open_session
 
-    with open_session(options.papers, jobs, log, force=options.force, timeout=timeout) as session:
-        if server and not session.plan.to_run:
-            print(f"everything is up to date ({len(session.plan.steps)} stages)")
-            return 0
-        if server:
-            server.ready()
-        from flows.reproduce import run_session
+    with open_session(options.papers, jobs, say, options.force, timeout) as session:
+        if not session.plan.to_run and not server_named():
+            return True, f"everything is up to date ({len(session.plan.steps)} stages)"
+        loading = load_prefect("flows.reproduce")
+        session.begin(until=loading.done)  # stages need not wait for Prefect
+        loading.result().run_session(session)
+    return session.succeeded, session.summary()
 
-        run_session(session)
-    print(session.summary(), file=sys.stdout if session.succeeded else sys.stderr, flush=True)
-    return 0 if session.succeeded else 1
+
+def run_experiments(options: argparse.Namespace, jobs: int, timeout: float | None) -> tuple[bool, str]:
+    """Run DVC experiments; returns whether all went well, and how it went."""
+    from flows.experiments import combinations
+
+    combinations(options.overrides)  # wrong ones are found before anything runs
+    sweep = load_prefect("flows.sweep").result()
+    return sweep.run_experiments(options.papers, options.overrides, jobs, options.force)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,13 +3,16 @@
 import os
 from typing import Annotated, Any, Literal
 
-from prefect import get_run_logger
+from prefect import flow, get_run_logger
 from prefect.states import State
+from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import experiments
-from flows.reproduce import carry_out, flow_of
-from flows.session import open_session
+from flows import sweep
+from flows.engine import THREADS, open_session
+from flows.reproduce import carry_out
+
+_runner: Any = ThreadPoolTaskRunner(max_workers=THREADS)
 
 Papers = Annotated[list[str], Field(description="Stages of dvc.yaml, such as chex; all when none is named")]
 Scale = Annotated[
@@ -23,7 +26,8 @@ Jobs = Annotated[int | None, Field(ge=1, le=256, description="The most stages at
 Force = Annotated[bool, Field(description="Run what is up to date as well")]
 
 
-def _reproduce(
+@flow(task_runner=_runner, persist_result=False)
+def reproduce(
     papers: Papers, scale: Scale = None, seeds: Seeds = None, jobs: Jobs = None, force: Force = False
 ) -> State[Any]:
     """Reproduce papers: run what is out of date, stages side by side."""
@@ -31,10 +35,6 @@ def _reproduce(
     overrides = [f"{paper}={scale}" for paper in papers if scale]
     overrides += [f"{paper}.seeds=[{','.join(map(str, seeds))}]" for paper in papers if seeds]
     if overrides:
-        return experiments.carry_out(papers, overrides, count, force)
+        return sweep.carry_out(papers, overrides, count, force)
     with open_session(papers, count, get_run_logger().info, force=force) as session:
         return carry_out(session)
-
-
-_reproduce.__name__ = "reproduce"
-reproduce = flow_of(_reproduce)

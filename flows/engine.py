@@ -3,16 +3,20 @@
 import contextlib
 import queue
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
 
 from flows.plan import Plan, Step
+from flows.process import Leash
 from flows.project import Log, Project
 from flows.slots import Pool, Reservation
-from flows.stage import GOOD, End, Outcome
+from flows.stage import GOOD, End, Outcome, Runner, StageRun
 
 LOOK_SECONDS = 1.0  # between two looks for a GPU that another flow has given back
-READY_SECONDS = 0.1  # between two looks whether to go on elsewhere
+READY_SECONDS = 0.1  # between two looks whether Prefect is there
+THREADS = 256  # no limit: the engine starts a stage only when there is room for it
 WHY = {End.FAILED: "failed", End.CANCELLED: "was cancelled"}
 
 Start = Callable[[Step, Reservation], "Future[Outcome]"]
@@ -80,29 +84,82 @@ class Engine:
             self.outcomes[name] = Outcome(End.FAILED, str(error) or type(error).__name__)
 
 
-@dataclass
 class Session:
-    """A project with a plan, and how to carry it out."""
+    """A project with a plan, and the plan's stages under way: in threads while Prefect is loaded, then as its task runs."""
 
-    project: Project
-    plan: Plan
-    jobs: int
-    force: bool = False
-    timeout: float | None = None  # seconds for stages whose meta does not say
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    def __init__(
+        self,
+        project: Project,
+        plan: Plan,
+        jobs: int,
+        force: bool = False,
+        timeout: float | None = None,  # seconds for stages whose meta does not say
+        pool: Pool | None = None,
+    ) -> None:
+        self.project, self.plan, self.jobs, self.force, self.timeout = project, plan, jobs, force, timeout
+        self.execution = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid4().hex[:8]}"  # groups its runs in MLflow
+        self.engine = Engine(plan, pool or Pool(), jobs, project.log)
+        self.runner = Runner(project, Leash(), {"ENCORE_EXECUTION": self.execution}, force, timeout)
+        self.runs: dict[str, StageRun] = {}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="stage")
+        self._skipped: list[tuple[Step, str]] = []
+
+    def begin(self, until: Callable[[], bool] | None = None) -> None:
+        """Run stages in threads until `until()`, or all of them."""
+
+        def start(step: Step, reservation: Reservation) -> "Future[Outcome]":
+            run = self.runs[step.name] = StageRun(step, reservation)
+            run.begin(self.runner, self._threads)
+            return run.ended
+
+        self.project.ignore_outputs(self.plan)
+        self.engine.run(start, lambda step, reason: self._skipped.append((step, reason)), until)
+
+    def go_on(self, submit: Callable[[StageRun], Any], skipped: Skip) -> None:
+        """Run the rest with `submit`, which makes a task run of a stage; those that have begun already get one too."""
+        for run in self.runs.values():
+            submit(run)
+        for step, reason in self._skipped:
+            skipped(step, reason)
+
+        def start(step: Step, reservation: Reservation) -> "Future[Outcome]":
+            run = self.runs[step.name] = StageRun(step, reservation)
+            submit(run)
+            return run.ended
+
+        self.engine.run(start, skipped)
+        self.project.flush()
+
+    def close(self, error: bool) -> None:
+        """End what still runs, and write down what has ended well."""
+        if error:
+            self.project.cancelled.set()
+        self._threads.shutdown()
+        try:
+            with contextlib.suppress(Exception) if error else contextlib.nullcontext():
+                self.project.flush()
+        finally:
+            self.runner.leash.close()
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """How each stage has ended."""
+        never = Outcome(End.NOT_RUN, "cancelled")
+        return {name: self.engine.outcomes.get(name, never) for name in self.plan.steps}
 
     def summary(self) -> str:
         """How it went, on one line; on failure the reason."""
-        bad = [name for name, outcome in self.outcomes.items() if outcome.end not in GOOD]
-        failed = [name for name in bad if self.outcomes[name].end is End.FAILED]
+        outcomes = self.outcomes
+        bad = [name for name, outcome in outcomes.items() if outcome.end not in GOOD]
+        failed = [name for name in bad if outcomes[name].end is End.FAILED]
         if failed:
             others = f" (also failed: {', '.join(failed[1:])})" if failed[1:] else ""
-            not_run = [name for name in bad if self.outcomes[name].end is End.NOT_RUN]
+            not_run = [name for name in bad if outcomes[name].end is End.NOT_RUN]
             dependants = f"; not run: {', '.join(not_run)}" if not_run else ""
-            return f"{failed[0]} failed: {self.outcomes[failed[0]].reason}{others}{dependants}"
+            return f"{failed[0]} failed: {outcomes[failed[0]].reason}{others}{dependants}"
         if bad:
             return f"cancelled; not finished: {', '.join(bad)}"
-        counts = {end: sum(outcome.end is end for outcome in self.outcomes.values()) for end in GOOD}
+        counts = {end: sum(outcome.end is end for outcome in outcomes.values()) for end in GOOD}
         return ", ".join(f"{number} {end.value}" for end, number in counts.items())
 
     @property
@@ -113,15 +170,30 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    targets: list[str], jobs: int, log: Log, force: bool = False, timeout: float | None = None
+    targets: list[str],
+    jobs: int,
+    log: Log,
+    force: bool = False,
+    timeout: float | None = None,
+    pool: Pool | None = None,
 ) -> Iterator[Session]:
-    """Plan `targets`, and be the only flow at work on their pipelines."""
+    """Plan `targets`, and be the only flow at work on their pipelines.
+
+    When an exception leaves the `with` block, stages that run are ended.
+    """
     project = Project(log)
     try:
         plan = project.plan(targets, force)
         with project.pipelines(plan.pipelines) as waited:
             if waited:  # whoever we have waited for may have done it all
                 plan = project.plan(targets, force)
-            yield Session(project, plan, jobs, force, timeout)
+            session = Session(project, plan, jobs, force, timeout, pool)
+            try:
+                yield session
+            except BaseException:
+                session.close(error=True)
+                raise
+            else:
+                session.close(error=False)
     finally:
         project.close()

@@ -93,28 +93,26 @@ class Leash:
     """A process that ends this process's stages when this one dies, however that happens."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "flows.process"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, start_new_session=True, env=environment, text=True
-        )
+        self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
     def tell(self, sign: str, session: int, pipe: str) -> None:
         """Say that a stage has started (`+`) or ended (`-`)."""
-        stdin = self._process.stdin
-        assert stdin is not None
         with self._lock, contextlib.suppress(BrokenPipeError):
-            stdin.write(f"{sign} {session} {pipe}\n")
-            stdin.flush()
+            if self._process is None:
+                environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "flows.process"],
+                    stdin=subprocess.PIPE, start_new_session=True, env=environment, text=True,
+                )  # fmt: skip
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{sign} {session} {pipe}\n")
+            self._process.stdin.flush()
 
     def close(self) -> None:
         """End the leash; it ends what it still holds."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            stdin.close()
-        self._process.wait()
+        if self._process is not None:
+            self._process.communicate()
 
 
 def watch(lines: IO[str]) -> None:

@@ -1,7 +1,5 @@
 """Reproduce papers as a Prefect flow: a task run per stage that runs, with its log, retries and duration."""
 
-import contextlib
-from collections.abc import Callable
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -13,32 +11,13 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish
-from flows.engine import run_plan
+from flows.engine import THREADS, Session
 from flows.errors import Killed
 from flows.plan import Step
-from flows.process import Leash
-from flows.session import Session
-from flows.slots import Reservation
-from flows.stage import GOOD, End, Outcome, Runner
+from flows.stage import GOOD, End, Outcome, StageRun
 
 KILLED = "Killed"
-THREADS = 256  # no limit: the engine starts a stage only when there is room for it
-
-
-class _StageRun:
-    """A task run, as the engine sees it."""
-
-    def __init__(self, future: PrefectFuture[Any], outcome: Callable[[], Outcome | None]) -> None:
-        self._future, self._outcome = future, outcome
-
-    def add_done_callback(self, fn: Callable[[Any], None]) -> None:
-        self._future.add_done_callback(fn)
-
-    def result(self) -> Outcome:
-        if outcome := self._outcome():
-            return outcome
-        state = self._future.state  # Prefect itself has not let it run
-        return Outcome(End.FAILED, state.message or str(state.name))
+RETRIES = 2  # of a stage that was killed; one that fails by itself would fail again
 
 
 def was_killed(task: Any, task_run: Any, state: State[Any]) -> bool:
@@ -46,32 +25,20 @@ def was_killed(task: Any, task_run: Any, state: State[Any]) -> bool:
     return state.name == KILLED
 
 
-def execution_name() -> str:
-    """Name of this flow run as MLflow's grouping of runs; the same when the flow run is resumed."""
+def flow_run_id() -> str:
+    """The flow run that this is part of."""
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
-    run = context.flow_run
-    started = run.expected_start_time or run.created
-    stamp = f"{started:%Y%m%d-%H%M%S}-" if started else ""
-    return f"{stamp}{str(run.id)[:8]}"
+    return str(context.flow_run.id)
 
 
 def carry_out(session: Session) -> State[Any]:
-    """The body of the flow: run the session's plan with a task run per stage."""
+    """The body of the flow: run the session's plan, or what has not been run of it yet, with a task run per stage."""
     logger = get_run_logger()
-    context = FlowRunContext.get()
-    assert context is not None
-    assert context.flow_run is not None
     project, plan = session.project, session.plan
-    project.log = logger.info
-    execution = execution_name()
-    environment = {"ENCORE_EXECUTION": execution, "PREFECT__FLOW_RUN_ID": str(context.flow_run.id)}
-    leash = Leash()
-    runner = Runner(project, leash, environment, session.force, session.timeout)
-    steps = plan.steps
-    reserved: dict[str, Reservation] = {}
-    ends: dict[str, Outcome] = {}
+    project.log = session.engine.log = logger.info
+    session.runner.environment["PREFECT__FLOW_RUN_ID"] = flow_run_id()
     futures: dict[str, PrefectFuture[Any]] = {}
 
     @task(
@@ -79,17 +46,14 @@ def carry_out(session: Session) -> State[Any]:
         task_run_name="{name}",
         cache_policy=NO_CACHE,
         persist_result=False,
-        retries=session.retries,
+        retries=RETRIES,
         retry_condition_fn=was_killed,
     )
     def stage(name: str) -> State[Any]:
-        log = get_run_logger().info
         try:
-            outcome = runner.run(steps[name], reserved[name], log)
+            outcome = session.runs[name].attempt(session.runner, get_run_logger().info)
         except Killed as killed:
-            ends[name] = Outcome(End.FAILED, f"{killed}, at each of {session.retries + 1} attempts")
             return Failed(name=KILLED, message=str(killed))
-        ends[name] = outcome
         if outcome.end in GOOD:
             return Completed(name=outcome.end.value.title(), message=outcome.reason or outcome.end.value)
         if outcome.end is End.CANCELLED:
@@ -102,43 +66,36 @@ def carry_out(session: Session) -> State[Any]:
         futures[step.name] = future
         return future
 
-    def start(step: Step, reservation: Reservation) -> _StageRun:
-        reserved[step.name] = reservation
-        return _StageRun(submit(step), lambda: ends.get(step.name))
+    def start(run: StageRun) -> None:
+        def settle(future: PrefectFuture[Any]) -> None:
+            if not run.ended.done():  # killed at every attempt, or Prefect itself has not let it run
+                state = future.state
+                again = f", at each of {RETRIES + 1} attempts" if state.name == KILLED else ""
+                run.ended.set_result(Outcome(End.FAILED, (state.message or str(state.name)) + again))
+
+        submit(run.step).add_done_callback(settle)
 
     def skipped(step: Step, reason: str) -> None:
         logger.warning("%s is not run: %s", step.name, reason)
         submit(step).wait()  # Prefect marks it NotReady
 
-    unchanged = len(steps) - len(plan.to_run)
-    logger.info("%d stages, %d up to date, at most %d at once", len(steps), unchanged, session.jobs)
+    unchanged = len(plan.steps) - len(plan.to_run)
+    logger.info("%d stages, %d up to date, at most %d at once", len(plan.steps), unchanged, session.jobs)
     for step in plan.to_run:
         logger.info("to run: %s (%s)", step.name, step.reason or "after its upstream")
     try:
-        project.ignore_outputs(plan)
-        session.outcomes = run_plan(plan, start, session.pool, session.jobs, logger.info, skipped)
-        project.flush()
+        session.go_on(start, skipped)
     except BaseException:
         project.cancelled.set()
-        for future in futures.values():
-            future.wait()
-        with contextlib.suppress(Exception):
-            project.flush()
-        session.outcomes = {name: ends.get(name, Outcome(End.NOT_RUN, "cancelled")) for name in steps}
         raise
     finally:
-        leash.close()
+        for future in futures.values():
+            future.wait()
     for paper in plan.targets:
         if session.outcomes.get(paper, Outcome(End.NOT_RUN)).end in GOOD:
-            publish(steps[paper], execution)
+            publish(plan.steps[paper], session.execution)
     message = session.summary()
     return Completed(message=message) if session.succeeded else Failed(message=message)
-
-
-def flow_of(body: Callable[..., State[Any]]) -> Any:
-    """Make the Prefect flow `reproduce` of a function."""
-    runner: Any = ThreadPoolTaskRunner(max_workers=THREADS)
-    return flow(name="reproduce", task_runner=runner, persist_result=False, validate_parameters=True)(body)
 
 
 def run_session(session: Session) -> None:
@@ -147,4 +104,8 @@ def run_session(session: Session) -> None:
     def reproduce(papers: list[str], jobs: int, force: bool) -> State[Any]:
         return carry_out(session)
 
-    flow_of(reproduce)(session.plan.targets, session.jobs, session.force, return_state=True)
+    runner: Any = ThreadPoolTaskRunner(max_workers=THREADS)
+    body: Any = flow(
+        name="reproduce", flow_run_name=session.execution, task_runner=runner, persist_result=False
+    )(reproduce)
+    body(session.plan.targets, session.jobs, session.force, return_state=True)

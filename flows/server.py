@@ -1,11 +1,12 @@
 """The Prefect server that a flow talks to: the one that is named or served here, else an embedded one.
 
 `PREFECT_API_URL` names a server; `python -m flows serve` leaves the address of its own in `.encore/flows/serve.json`.
-Otherwise `EmbeddedServer` starts one for this flow, with its history in `.encore/prefect`, while DVC is still planning.
+Otherwise `EmbeddedServer` starts one for this flow, with its history in `.encore/prefect`.
 """
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import socket
@@ -14,7 +15,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -43,6 +46,24 @@ def settle_environment(root: Path) -> None:
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ and (url := served_url(root)):
         os.environ["PREFECT_API_URL"] = url
+
+
+def server_named() -> bool:
+    """Whether there is a server to use; else flows run with an embedded one."""
+    return "PREFECT_API_URL" in os.environ
+
+
+def load_prefect(module: str) -> "Future[Any]":
+    """Import a module of flows that uses Prefect, in a thread; it is there when Prefect's server answers."""
+    server = None if server_named() else EmbeddedServer(Path())
+
+    def load() -> Any:
+        loaded = importlib.import_module(module)
+        if server:
+            server.wait()
+        return loaded
+
+    return ThreadPoolExecutor(1, thread_name_prefix="prefect").submit(load)
 
 
 def served_url(root: Path) -> str | None:
@@ -82,7 +103,7 @@ def wait_until_answers(url: str, process: "subprocess.Popen[bytes]", log: Path, 
 
 
 class EmbeddedServer:
-    """A Prefect server for one flow, on a free port of 127.0.0.1, without UI."""
+    """A Prefect server for one flow, on a free port of 127.0.0.1, without UI; to be started before Prefect is imported."""
 
     def __init__(self, root: Path) -> None:
         folder = root / HOME
@@ -111,13 +132,13 @@ class EmbeddedServer:
                 stderr=log,
                 start_new_session=True,
             )
+        os.environ["PREFECT_API_URL"] = self.api
         # registered before Prefect is imported, so that it happens after Prefect has sent its last log lines
         atexit.register(self.close)
 
-    def ready(self) -> None:
-        """Wait until it answers, and let this process's Prefect use it. Before Prefect is imported."""
+    def wait(self) -> None:
+        """Wait until it answers."""
         wait_until_answers(f"{self.api}/health", self._process, self.log, "the embedded Prefect server")
-        os.environ["PREFECT_API_URL"] = self.api
 
     def close(self) -> None:
         """End it. Happens by itself at the end of this process, when Prefect has sent what it has to send."""

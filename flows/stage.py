@@ -1,7 +1,10 @@
 """One stage, from the check whether it has to run to the record of what it has made."""
 
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
+from queue import SimpleQueue
 
 from flows.errors import Cancelled, StageFailed
 from flows.plan import Step, first_line
@@ -82,3 +85,40 @@ class Runner:
                 step.needs.memory,
                 (reservation.slot,) if reservation.slot is not None else (),
             )
+
+
+class StageRun:
+    """A stage under way. Its first attempt may begin before there is a task run for it, which then takes it over."""
+
+    def __init__(self, step: Step, reservation: Reservation) -> None:
+        self.step, self.reservation = step, reservation
+        self.ended: Future[Outcome] = Future()  # what the engine waits for
+        self._begun: Future[Outcome] | None = None
+        self._begun_at = 0.0
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+
+    def begin(self, runner: Runner, threads: ThreadPoolExecutor) -> None:
+        """Begin the first attempt in a thread; what it says is kept."""
+
+        def attempt() -> Outcome:
+            try:
+                outcome = runner.run(self.step, self.reservation, self._lines.put)
+                self.ended.set_result(outcome)
+                return outcome
+            finally:
+                self._lines.put(None)
+
+        self._begun_at = time.monotonic()
+        self._begun = threads.submit(attempt)
+
+    def attempt(self, runner: Runner, log: Log) -> Outcome:
+        """Run the stage, or take over the attempt that has begun. Raises `Killed`, as `Runner.run` does."""
+        if self._begun is None:
+            outcome = runner.run(self.step, self.reservation, log)
+            self.ended.set_result(outcome)
+            return outcome
+        begun, self._begun = self._begun, None
+        log(f"began {time.monotonic() - self._begun_at:.1f} s ago, while Prefect was being loaded")
+        while (line := self._lines.get()) is not None:
+            log(line)
+        return begun.result()

@@ -5,21 +5,20 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from flows.engine import run_plan
+from flows.engine import open_session
 from flows.errors import FlowError, Killed, UsageError
 from flows.plan import read_needs
 from flows.process import Leash, Lines, run_command
 from flows.project import Project, update_lock_file
-from flows.session import open_session
 from flows.slots import Pool, gpu_names, take_gpu
-from flows.stage import End, Outcome, Runner
+from flows.stage import End, Outcome
 from tests.flows.project import copy, diamond, environment, make_project, run, state_of, wait_for
 
 
@@ -42,24 +41,13 @@ def reproduce(
     timeout: float | None = None,
 ) -> dict[str, Outcome]:
     """What the flow does, in threads instead of task runs."""
-    said = [] if said is None else said
     os.chdir(folder)
-    with open_session(list(targets), jobs, said.append, force=force) as session:
+    log = print if said is None else said.append
+    with open_session(list(targets), jobs, log, force, timeout, pool or Pool(cpus=8)) as session:
         if cancel:
             session.project.cancelled = cancel
-        leash = Leash()
-        runner = Runner(session.project, leash, force=force, timeout=timeout)
-        try:
-            with ThreadPoolExecutor(16) as threads:
-
-                def start(step: Any, reservation: Any) -> "Future[Outcome]":
-                    return threads.submit(runner.run, step, reservation, said.append)
-
-                session.project.ignore_outputs(session.plan)
-                return run_plan(session.plan, start, pool or Pool(cpus=8), jobs, said.append)
-        finally:
-            session.project.flush()
-            leash.close()
+        session.begin()
+    return session.outcomes
 
 
 def ends(outcomes: dict[str, Outcome]) -> dict[str, End]:
