@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flows.errors import FlowError, UsageError
-from flows.server import load_prefect, server_named, settle_environment
+from flows.server import check_server, load_prefect, server_named, settle_environment
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +44,17 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "-S", "--set-param", metavar="KEY=VALUES", action="append", default=[], dest="overrides",
         help="run as a DVC experiment, several for several values: chex.prune.flops=0.3,0.4",
     )  # fmt: skip
+    reproduce.add_argument(
+        "--workers", "-w", action="store_true", help="run stages on the workers of the pools cpu and gpu"
+    )
+    worker = commands.add_parser("worker", help="take stages from a work pool and run them in this clone")
+    worker.add_argument("pool", choices=("cpu", "gpu"))
+    worker.add_argument(
+        "--queue", choices=("stages", "default"), default="stages", help="default: whole papers"
+    )
+    worker.add_argument(
+        "--limit", type=positive, default=len(os.sched_getaffinity(0)), help="the most at once"
+    )
     serve = commands.add_parser("serve", help="Prefect, MLflow and a worker on 127.0.0.1")
     serve.add_argument("--prefect-port", type=positive, default=4200)
     serve.add_argument("--mlflow-port", type=positive, default=5000)
@@ -56,6 +67,20 @@ def serve(options: argparse.Namespace) -> int:
 
     check_folder()
     return run(options.prefect_port, options.mlflow_port, lambda line: print(line, flush=True))
+
+
+def worker(options: argparse.Namespace) -> int:
+    """Be a worker."""
+    check_folder()
+    settle_environment(Path())
+    if not server_named():
+        raise UsageError(
+            "PREFECT_API_URL names no Prefect server, and `python -m flows serve` does not run here"
+        )
+    check_server()
+    from flows.worker import run_worker
+
+    return run_worker(options.pool, options.queue, options.limit, say)
 
 
 def say(line: str) -> None:
@@ -78,6 +103,8 @@ def reproduce(options: argparse.Namespace) -> int:
         raise UsageError(f"--timeout: '{options.timeout}' is not a time such as 90s, 30m or 8h")
     check_folder()
     settle_environment(Path())
+    if options.workers and not server_named():
+        raise UsageError("--workers: PREFECT_API_URL names no Prefect server, and none is served here")
     if options.dry:
         from flows.project import Project
 
@@ -96,8 +123,13 @@ def run_flow(options: argparse.Namespace, jobs: int, timeout: float | None) -> t
     with open_session(options.papers, jobs, say, options.force, timeout) as session:
         if not session.plan.to_run and not server_named():
             return True, f"everything is up to date ({len(session.plan.steps)} stages)"
+        if options.workers:
+            from flows.away import send_away
+
+            send_away(session)
         loading = load_prefect("flows.reproduce")
-        session.begin(until=loading.done)  # stages need not wait for Prefect
+        if not options.workers:
+            session.begin(until=loading.done)  # stages need not wait for Prefect
         loading.result().run_session(session)
     return session.succeeded, session.summary()
 
@@ -118,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # so that what is running is ended
     try:
         options = arguments(sys.argv[1:] if argv is None else argv)
-        return {"reproduce": reproduce, "serve": serve}[options.command](options)
+        return {"reproduce": reproduce, "serve": serve, "worker": worker}[options.command](options)
     except FlowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

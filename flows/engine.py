@@ -85,7 +85,10 @@ class Engine:
 
 
 class Session:
-    """A project with a plan, and the plan's stages under way: in threads while Prefect is loaded, then as its task runs."""
+    """A project with a plan, and the plan's stages under way: in threads while Prefect is loaded, then as its task runs.
+
+    Used in a `with` block: when an exception leaves it, stages that run are ended.
+    """
 
     def __init__(
         self,
@@ -112,7 +115,6 @@ class Session:
             run.begin(self.runner, self._threads)
             return run.ended
 
-        self.project.ignore_outputs(self.plan)
         self.engine.run(start, lambda step, reason: self._skipped.append((step, reason)), until)
 
     def go_on(self, submit: Callable[[StageRun], Any], skipped: Skip) -> None:
@@ -130,8 +132,11 @@ class Session:
         self.engine.run(start, skipped)
         self.project.flush()
 
-    def close(self, error: bool) -> None:
-        """End what still runs, and write down what has ended well."""
+    def __enter__(self) -> "Session":
+        self.project.ignore_outputs(self.plan)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error:
             self.project.cancelled.set()
         self._threads.shutdown()
@@ -177,23 +182,14 @@ def open_session(
     timeout: float | None = None,
     pool: Pool | None = None,
 ) -> Iterator[Session]:
-    """Plan `targets`, and be the only flow at work on their pipelines.
-
-    When an exception leaves the `with` block, stages that run are ended.
-    """
+    """Plan `targets`, and be the only flow at work on their pipelines."""
     project = Project(log)
     try:
         plan = project.plan(targets, force)
         with project.pipelines(plan.pipelines) as waited:
             if waited:  # whoever we have waited for may have done it all
                 plan = project.plan(targets, force)
-            session = Session(project, plan, jobs, force, timeout, pool)
-            try:
+            with Session(project, plan, jobs, force, timeout, pool) as session:
                 yield session
-            except BaseException:
-                session.close(error=True)
-                raise
-            else:
-                session.close(error=False)
     finally:
         project.close()

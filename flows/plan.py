@@ -44,6 +44,7 @@ class Step:
         ""  # why it is out of date; empty when it is not, as far as is known before its upstream has run
     )
     runs: bool = False  # out of date, or downstream of a stage that is
+    away: bool = False  # to run on a worker of another clone
 
 
 @dataclass
@@ -93,8 +94,11 @@ def read_needs(name: str, meta: dict[str, Any] | None) -> Needs:
     return Needs(gpu=gpu, cpus=cpus, memory=int(memory), timeout=timeout)
 
 
-def make_plan(repo: "Repo", targets: Iterable[str], force: bool = False) -> Plan:
-    """Plan the targets as `dvc repro` would; needs the lock of `repo`. Without targets: everything."""
+def make_plan(repo: "Repo", targets: Iterable[str], force: bool = False, single: bool = False) -> Plan:
+    """Plan the targets as `dvc repro` would; needs the lock of `repo`. Without targets: everything.
+
+    `single`: the targets themselves and nothing else.
+    """
     import networkx as nx
     from dvc.exceptions import DvcException
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
@@ -107,7 +111,7 @@ def make_plan(repo: "Repo", targets: Iterable[str], force: bool = False) -> Plan
         nearby = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
         raise UsageError(f"{first_line(error)}; stages: {nearby}") from error
     graph = get_active_graph(repo.index.graph)
-    order: list[Stage] = plan_repro(graph, stages)
+    order: list[Stage] = stages if single else plan_repro(graph, stages)
     here = {stage.addressing for stage in order}
     hashes: dict[str, Any] = {}
     for stage in order:

@@ -52,6 +52,7 @@ class Project:
         self.log = log
         self.repo: Any = self._do(self._open)
         self.cancelled = threading.Event()
+        self.shares = False  # results are looked for in the DVC remote as well
         self._order: dict[str, int] = {}
         self._unwritten: dict[Path, dict[str, Any]] = {}
         self._appended: set[str] = set()
@@ -103,16 +104,16 @@ class Project:
         if self.cancelled.is_set():
             raise Cancelled("cancelled")
 
-    def plan(self, targets: Iterable[str], force: bool = False) -> Plan:
-        """What has to run for these targets."""
-        return self._do(self._plan, targets, force)
+    def plan(self, targets: Iterable[str], force: bool = False, single: bool = False) -> Plan:
+        """What has to run for these targets; `single`: of the targets themselves, as `dvc repro --single-item` would."""
+        return self._do(self._plan, targets, force, single)
 
-    def _plan(self, targets: Iterable[str], force: bool) -> Plan:
+    def _plan(self, targets: Iterable[str], force: bool, single: bool) -> Plan:
         from dvc.exceptions import DvcException
 
         with self._locked():
             try:
-                plan = make_plan(self.repo, targets, force)
+                plan = make_plan(self.repo, targets, force, single)
             except DvcException as error:
                 raise FlowError(first_line(error)) from error
         self._order = {name: number for number, name in enumerate(plan.steps)}
@@ -199,7 +200,7 @@ class Project:
         stage.remove_outs(ignore_remove=False, force=False)
         if not force:
             try:
-                self.repo.stage_cache.restore(stage)
+                self.repo.stage_cache.restore(stage, pull=self.shares)
             except RunCacheNotFoundError:
                 stage.save_deps()
             else:
@@ -229,6 +230,68 @@ class Project:
         stage.save(run_cache=not no_cache)
         stage.commit()
         self._write_later(stage)
+
+    def share_inputs(self, step: Step, plan: Plan) -> dict[str, Any]:
+        """Push what the stages that this one depends on have made to the DVC remote; returns their entries of `dvc.lock`."""
+        return self._do(self._share_inputs, [plan.steps[name].stage for name in step.upstream])
+
+    def _share_inputs(self, stages: list[Any]) -> dict[str, Any]:
+        from dvc.stage import PipelineStage, serialize
+
+        entries: dict[str, Any] = {}
+        with self._locked():
+            for stage in stages:
+                self._push(stage)
+                if isinstance(stage, PipelineStage):  # others have theirs in a file of their own, under git
+                    entries |= serialize.to_lockfile(stage)
+        return entries
+
+    def receive(self, entries: dict[str, Any], upstream: list[str]) -> None:
+        """Get what another clone has shared: its entries of `dvc.lock`, these stages' outputs, and the run cache."""
+        self._do(self._receive, entries, upstream)
+
+    def _receive(self, entries: dict[str, Any], upstream: list[str]) -> None:
+        with self._locked():
+            order = {name: number for number, name in enumerate(entries)}
+            update_lock_file(self.root / "dvc.lock", entries, order, set())
+            self.repo._reset()
+            for name in upstream:
+                for stage in self.repo.stage.collect(name):
+                    for objects in stage.get_used_objs().values():
+                        self.repo.cloud.pull(objects)
+                    stage.checkout()
+            self._pull_run_cache()
+
+    def share_result(self, step: Step) -> None:
+        """Push what the stage has made, and its entry of the run cache, to the DVC remote."""
+        self._do(self._share_result, step.stage)
+
+    def _share_result(self, stage: Any) -> None:
+        with self._locked():
+            self._push(stage)
+            cache = self.repo.stage_cache
+            cache.transfer(self.repo.cache.legacy, self._remote_run_cache(), force=False)
+
+    def record_shared(self, step: Step) -> None:
+        """Save what another clone has made of the stage, which is in the DVC remote: cache, run cache, `dvc.lock`."""
+        self._do(self._record_shared, step)
+
+    def _record_shared(self, step: Step) -> None:
+        with self._locked():
+            self._pull_run_cache()
+            self._let_go(step)  # DVC itself locks what it restores
+            self.repo.stage_cache.restore(step.stage, pull=True)
+            self._save(step.stage)
+
+    def _push(self, stage: Any) -> None:
+        for objects in stage.get_used_objs().values():
+            self.repo.cloud.push(objects)
+
+    def _pull_run_cache(self) -> None:
+        self.repo.stage_cache.transfer(self._remote_run_cache(), self.repo.cache.legacy, force=False)
+
+    def _remote_run_cache(self) -> Any:
+        return self.repo.cloud.get_remote_odb(None, "flows", hash_name="md5-dos2unix")
 
     def discard(self, step: Step) -> None:
         """Remove what a command that failed or was ended has left of its outputs; nothing, when it has been recorded."""

@@ -1,6 +1,7 @@
 """Everything on one machine: `python -m flows serve` runs Prefect's and MLflow's servers and a worker, on 127.0.0.1.
 
-Work pools: `cpu`, and `gpu` where there are GPUs; a worker each. Flows run in processes of their own in this workspace.
+The work pools are `cpu` and `gpu`; a worker each (`gpu` where there are GPUs) runs flows in processes of their own in this
+workspace. Workers of other clones, for single stages: `python -m flows worker`.
 """
 
 import contextlib
@@ -45,26 +46,35 @@ def pool_of(paper: str, text: str, gpus: list[str]) -> str:
 
 
 def register(gpus: list[str]) -> list[str]:
-    """Register a deployment per paper and one for all; returns their names. Their nightly schedules are off."""
-    from prefect import Flow
+    """Register a deployment per paper, one for all, and `stage` in each pool; returns the names of the papers' ones.
+
+    Their nightly schedules are off. Workers import the flows from the clone that they work in.
+    """
+    from prefect.deployments.runner import EntrypointType
     from prefect.schedules import Cron
 
+    from flows.deployed import reproduce, stage
+    from flows.worker import POOLS, STAGES
+
+    module: dict[str, Any] = {"entrypoint_type": EntrypointType.MODULE_PATH}
     text = Path("dvc.yaml").read_text()
     papers = papers_of(text)
-    # the worker goes to this folder and imports the flow by name
-    flow: Any = Flow.from_source(source=str(Path.cwd()), entrypoint="flows/deployed.py:reproduce")
     names = []
+    deployment: Any
     for name, targets in [*((paper, [paper]) for paper in papers), ("all", papers)]:
-        flow.deploy(
+        deployment = reproduce.to_deployment(
             name=name,
             work_pool_name=pool_of("" if name == "all" else name, text, gpus),
             parameters={"papers": targets},
             schedules=[Cron(NIGHT, active=False)],
             description=f"`dvc repro {' '.join(targets)}`, in parallel",
-            enforce_parameter_schema=True,
-            print_next_steps=False,
+            **module,
         )
+        deployment.apply()
         names.append(f"reproduce/{name}")
+    for pool in POOLS:
+        deployment = stage.to_deployment(name=pool, work_pool_name=pool, work_queue_name=STAGES, **module)
+        deployment.apply()
     return names
 
 
@@ -126,16 +136,17 @@ def serve(prefect_port: int, mlflow_port: int, log: Callable[[str], None]) -> in
         ])  # fmt: skip
         mlflow = services.start("mlflow", [
             python, "-m", "mlflow", "server", "--host", host, "--port", str(mlflow_port), "--workers", "1",
-            "--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "mlartifacts",
+            "--backend-store-uri", os.environ.get("MLFLOW_BACKEND_STORE_URI", "sqlite:///mlflow.db"),
+            "--artifacts-destination", os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", "mlartifacts"),
         ])  # fmt: skip
         wait_until_answers(f"{api}/health", prefect, LOGS / "prefect.log", "the Prefect server")
         gpus = gpu_names()
-        from flows.pools import ensure_pools
+        from flows.worker import ensure_pools
 
-        for pool in ensure_pools(gpus):
+        ensure_pools()
+        for pool in ("cpu", "gpu") if gpus else ("cpu",):
             services.start(f"worker-{pool}", [
-                python, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
-                "--limit", str(PARALLEL_FLOWS),
+                python, "-m", "flows", "worker", pool, "--queue", "default", "--limit", str(PARALLEL_FLOWS),
             ])  # fmt: skip
         names = register(gpus)
         wait_until_answers(f"{tracking}/health", mlflow, LOGS / "mlflow.log", "the MLflow server")

@@ -53,9 +53,24 @@ def server_named() -> bool:
     return "PREFECT_API_URL" in os.environ
 
 
+def check_server() -> None:
+    """Raise unless the server that is named can be reached."""
+    url = os.environ["PREFECT_API_URL"]
+    try:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/health", timeout=10).close()
+    except urllib.error.HTTPError:  # it is there, and has something to say
+        return
+    except OSError as error:
+        raise FlowError(f"no Prefect server at {url} (PREFECT_API_URL): {error}") from error
+
+
 def load_prefect(module: str) -> "Future[Any]":
     """Import a module of flows that uses Prefect, in a thread; it is there when Prefect's server answers."""
-    server = None if server_named() else EmbeddedServer(Path())
+    server = None
+    if server_named():
+        check_server()
+    else:
+        server = EmbeddedServer(Path())
 
     def load() -> Any:
         loaded = importlib.import_module(module)
@@ -123,18 +138,19 @@ class EmbeddedServer:
             "--host", "127.0.0.1", "--port", self.api.split(":")[2].split("/")[0],
             "--log-level", "error", "--lifespan", "on",
         ]  # fmt: skip
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._command, self._environment = command, environment
+        self.start()
         os.environ["PREFECT_API_URL"] = self.api
         # registered before Prefect is imported, so that it happens after Prefect has sent its last log lines
         atexit.register(self.close)
+
+    def start(self) -> None:
+        """Start the process."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
     def wait(self) -> None:
         """Wait until it answers."""

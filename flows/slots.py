@@ -99,6 +99,8 @@ class Pool:
 
         A stage that needs more CPUs or memory than the machine has gets the whole machine.
         """
+        if step.away:  # its worker reserves what it needs
+            return Reservation(0, 0)
         needs: Needs = step.needs
         cpus, memory = min(needs.cpus, self.cpus), min(needs.memory, self.memory)
         if cpus > self._free_cpus:

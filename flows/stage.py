@@ -1,6 +1,7 @@
 """One stage, from the check whether it has to run to the record of what it has made."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -44,6 +45,9 @@ class Runner:
     environment: dict[str, str] = field(default_factory=dict)  # added to what every stage gets
     force: bool = False
     timeout: float | None = None  # seconds for stages whose meta does not say
+    send: Callable[[Step, Log], None] | None = (
+        None  # runs a stage elsewhere, and leaves its result in the DVC remote
+    )
 
     def run(self, step: Step, reservation: Reservation, log: Log) -> Outcome:
         """Run a stage if it has to; its output goes to `log`.
@@ -57,8 +61,12 @@ class Runner:
             if action is not Action.RUN:
                 return Outcome(End.RESTORED if action is Action.RESTORED else End.UNCHANGED)
             try:
-                self._command(step, reservation, log)
-                self.project.record(step)
+                if step.away and self.send:
+                    self.send(step, log)
+                    self.project.record_shared(step)
+                else:
+                    self._command(step, reservation, log)
+                    self.project.record(step)
             finally:
                 self.project.discard(step)  # nothing, when it has been recorded
         except Cancelled:
