@@ -48,6 +48,7 @@ def send_away(session: Session) -> None:
     if changed := uncommitted(plan):
         raise UsageError(f"workers check out this commit; commit first: {', '.join(changed)}")
     project.shares = True
+    project.receive({}, [])  # what others have run before need not be sent
     session.runner.send = Sender(session).run
 
 

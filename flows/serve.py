@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ import yaml
 
 from flows.errors import FlowError
 from flows.plan import read_needs
+from flows.project import FOLDER, Log
 from flows.server import SERVED, answers, settle_environment, wait_until_answers
 from flows.slots import gpu_names
 
-LOGS = Path(".encore/flows")
+LOGS = FOLDER
+WATCH_SECONDS = 2.0  # between two looks at the processes, and the least between two starts of one
 NIGHT = "0 3 * * *"
 PARALLEL_FLOWS = 4  # per worker; flows on one paper wait for each other anyway
 
@@ -79,20 +80,32 @@ def register(gpus: list[str]) -> list[str]:
 
 
 class Services:
-    """Child processes that end together."""
+    """Child processes that are started again when they die, and end together."""
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, list[str]] = {}
         LOGS.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: list[str]) -> "subprocess.Popen[bytes]":
         """Start one, with its log in `.encore/flows`."""
+        self._commands[name] = command
         with (LOGS / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self.processes[name] = process
         return process
+
+    def watch(self, stop: threading.Event, log: Log) -> None:
+        """Start those that die again, until `stop`."""
+        while not stop.wait(WATCH_SECONDS):
+            for name, process in list(self.processes.items()):
+                if process.poll() is not None:
+                    log(
+                        f"{name} has ended (exit code {process.returncode}) and is started again; its log: {LOGS / name}.log"
+                    )
+                    self.start(name, self._commands[name])
 
     def close(self) -> None:
         """End them, workers first: they end their flows, and say so to the server."""
@@ -109,8 +122,8 @@ class Services:
                     member.terminate()
 
 
-def serve(prefect_port: int, mlflow_port: int, log: Callable[[str], None]) -> int:
-    """Run until interrupted, or until one of the processes ends."""
+def serve(prefect_port: int, mlflow_port: int, log: Log) -> int:
+    """Run until interrupted."""
     host = "127.0.0.1"
     api, tracking = f"http://{host}:{prefect_port}/api", f"http://{host}:{mlflow_port}"
     for url, name in ((f"{api}/health", "Prefect"), (f"{tracking}/health", "MLflow")):
@@ -155,10 +168,7 @@ def serve(prefect_port: int, mlflow_port: int, log: Callable[[str], None]) -> in
         log(f"Prefect  http://{host}:{prefect_port}   deployments: {', '.join(names)}")
         log(f"MLflow   {tracking}")
         log("ready; Ctrl-C ends it")
-        while not stop.wait(1.0):
-            for name, process in services.processes.items():
-                if process.poll() is not None:
-                    raise FlowError(f"{name} has ended; its log: {LOGS / name}.log")
+        services.watch(stop, log)
         return 0
     finally:
         SERVED.unlink(missing_ok=True)

@@ -1,10 +1,14 @@
 """Small DVC projects for the tests of flows: stages that are shell commands, and events to wait for."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +26,26 @@ def make_project(folder: Path, stages: dict[str, Any], files: dict[str, str] | N
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    shutil.copytree(empty_project(), folder, dirs_exist_ok=True)
+    commit(folder, "start")
+    return folder
+
+
+@cache
+def empty_project() -> Path:
+    """A git repository with an empty DVC project."""
+    folder = Path(tempfile.mkdtemp(prefix="encore-empty-"))
+    atexit.register(shutil.rmtree, folder)
     (folder / ".gitignore").write_text("/.encore/\n")
     git(folder, "init", "-q")
     run(["dvc", "init", "-q"], folder)
-    git(folder, "add", ".")
-    git(folder, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start")
     return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit all that git does not ignore."""
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", message)
 
 
 def copy(text: str, deps: list[str], out: str, before: str = "", **more: Any) -> dict[str, Any]:
@@ -45,6 +63,20 @@ def diamond() -> dict[str, Any]:
         "d": copy("d", ["b.txt", "c.txt"], "d.txt"),
         "e": copy("e", ["source.txt"], "e.txt"),
     }
+
+
+def resumable(before: str = "true") -> dict[str, Any]:
+    """A stage that counts to ten, keeps its place, and is killed once on the way by the test."""
+    count = (
+        "for i in 1 2 3 4 5 6 7 8 9 10; do grep -qx $i place || { echo $i >> place; "
+        "if test $i = 5 -a ! -e go; then echo $$ > pid; until test -e go; do sleep 0.02; done; fi; }; done; cp place a.txt"
+    )
+    return {"a": {"cmd": f"{before}; touch place; {count}", "deps": ["source.txt"], "outs": ["a.txt"]}}
+
+
+def written(path: Path) -> str:
+    """What is in a file, when there is one."""
+    return path.read_text() if path.exists() else ""
 
 
 def git(folder: Path, *arguments: str) -> str:

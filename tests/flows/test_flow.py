@@ -2,15 +2,15 @@
 
 import contextlib
 import os
+import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from flows.server import EmbeddedServer, wait_until_answers
+from flows.server import answers
+from tests.flows.conftest import Served
 from tests.flows.papers import make_papers
 from tests.flows.project import (
     SERVER,
@@ -19,10 +19,12 @@ from tests.flows.project import (
     flows,
     log_of,
     make_project,
+    resumable,
     run,
     start_flows,
     state_of,
     wait_for,
+    written,
 )
 
 
@@ -82,31 +84,17 @@ def servers_of(folder: Path) -> list[int]:
     return found
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Prefect server for the tests that need not start their own."""
-    embedded = EmbeddedServer(tmp_path_factory.mktemp("server"))
-    wait_until_answers(f"{embedded.api}/health", embedded._process, embedded.log, "the server")
-    SERVER["PREFECT_API_URL"] = embedded.api
-    yield
-    SERVER.clear()
-    embedded.close()
-
-
-def resumable() -> dict[str, Any]:
-    """A stage that counts to ten, keeps its place, and is killed once on the way by the test."""
-    count = (
-        "for i in 1 2 3 4 5 6 7 8 9 10; do grep -qx $i place || { echo $i >> place; "
-        "if test $i = 5 -a ! -e go; then echo $$ > pid; until test -e go; do sleep 0.02; done; fi; }; done; cp place a.txt"
-    )
-    return {"a": {"cmd": f"touch place; {count}", "deps": ["source.txt"], "outs": ["a.txt"]}}
+@pytest.fixture
+def server(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running Prefect server, for tests that need not start their own."""
+    monkeypatch.setitem(SERVER, "PREFECT_API_URL", f"{served.prefect}/api")
 
 
 @pytest.mark.usefixtures("server")
 def test_stage_killed_midway_is_tried_again_and_resumes(tmp_path: Path) -> None:
     folder = make_project(tmp_path / "p", resumable())
     flow = start_flows(folder, "reproduce", "a")
-    pid = int(wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the stage"))
+    pid = int(wait_for(lambda: written(folder / "pid"), "the stage"))
     (folder / "go").touch()
     os.kill(pid, signal.SIGKILL)
     assert flow.wait() == 0, log_of(folder)
@@ -118,7 +106,7 @@ def test_stage_killed_midway_is_tried_again_and_resumes(tmp_path: Path) -> None:
 def test_flow_killed_midway_leaves_nothing_running_and_resumes(tmp_path: Path) -> None:
     folder = make_project(tmp_path / "p", resumable() | {"b": copy("b", ["a.txt"], "b.txt")})
     flow = start_flows(folder, "reproduce", "b")
-    pid = int(wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the stage"))
+    pid = int(wait_for(lambda: written(folder / "pid"), "the stage"))
     flow.kill()
     flow.wait()
     wait_for(lambda: not psutil.pid_exists(pid), "the end of the stage")
@@ -134,7 +122,7 @@ def test_interrupted_flow_cleans_up(tmp_path: Path) -> None:
     }
     folder = make_project(tmp_path / "p", stages)
     flow = start_flows(folder, "reproduce", "a")
-    pid = int(wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the stage"))
+    pid = int(wait_for(lambda: written(folder / "pid"), "the stage"))
     flow.send_signal(signal.SIGINT)
     assert flow.wait() != 0
     assert not psutil.pid_exists(pid)
@@ -156,3 +144,32 @@ def test_experiments(tmp_path: Path) -> None:
     assert not (folder / "alpha.model").exists()
     listed = run(["dvc", "exp", "list", "--name-only"], folder).stdout.split()
     assert len(listed) == 2
+
+
+def test_prefect_server_restarts_midway(served: Served, server: None, tmp_path: Path) -> None:
+    """Killed, and started again by `serve`: the flow goes on, and its run is told to be complete."""
+    stages = resumable() | {"b": copy("b", ["a.txt"], "b.txt")}
+    folder = make_project(tmp_path / "p", stages)
+    flow = start_flows(folder, "reproduce", "b")
+    wait_for(lambda: written(folder / "pid"), "the stage")
+    wait_for(lambda: "Task run 'a'" in log_of(folder), "its task run")
+    before = server_of(served)
+    assert before
+    before.kill()
+    wait_for(lambda: server_of(served) not in (None, before), "the next server")
+    wait_for(lambda: answers(f"{served.prefect}/api/health"), "its answer")
+    (folder / "go").touch()
+    assert flow.wait() == 0, log_of(folder)
+    assert (folder / "b.txt").read_text() == "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\nb\n"
+    name = re.findall(r"Flow run '(\S+)'", log_of(folder))[0]
+    found = served.api("POST", "/flow_runs/filter", flow_runs={"name": {"any_": [name]}})
+    assert [run["state"]["type"] for run in found] == ["COMPLETED"]
+
+
+def server_of(served: Served) -> psutil.Process | None:
+    """The process of the Prefect server."""
+    for process in psutil.Process(served.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "server" in process.cmdline() and "start" in process.cmdline():
+                return process
+    return None
