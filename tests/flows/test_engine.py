@@ -279,7 +279,7 @@ def test_timeout_ends_the_whole_tree(tmp_path: Path) -> None:
 
 
 def test_memory_limit(tmp_path: Path) -> None:
-    hog = f"{sys.executable} -c 'import time; held = bytearray(b\"x\" * 300 * 2**20); time.sleep(600)'"
+    hog = f"{sys.executable} -c 'import time; held = b\"x\" * 300 * 2**20; time.sleep(600)'"
     stages = {"a": {"cmd": hog, "deps": ["source.txt"], "outs": ["a.txt"], "meta": {"memory": "100M"}}}
     outcome = reproduce(make_project(tmp_path / "p", stages), "a")["a"]
     assert outcome.end is End.FAILED
