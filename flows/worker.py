@@ -78,7 +78,9 @@ def run_worker(pool: str, queue: str, limit: int, log: Log) -> int:
             def end(*_: Any, process: "subprocess.Popen[bytes]" = process) -> None:
                 ending.set()
                 process.terminate()  # it ends its runs, and says so to the server, if that is there
-                threading.Timer(END_SECONDS, process.kill).start()
+                late = threading.Timer(END_SECONDS, process.kill)
+                late.daemon = True
+                late.start()
 
             signal.signal(signal.SIGTERM, end)
             signal.signal(signal.SIGINT, end)

