@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from flows.slots import gpu_names
 LOGS = FOLDER
 WATCH_SECONDS = 2.0  # between two looks at the processes, and the least between two starts of one
 NIGHT = "0 3 * * *"
+SERVER_SECONDS = 5.0  # that servers may take to end, which wait for browsers that are still connected
 PARALLEL_FLOWS = 4  # per worker; flows on one paper wait for each other anyway
 
 
@@ -109,17 +111,26 @@ class Services:
 
     def close(self) -> None:
         """End them, workers first: they end their flows, and say so to the server."""
-        for name, process in reversed(list(self.processes.items())):
-            family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            process.terminate()
+        workers = [name for name in self.processes if name.startswith("worker")]
+        self._end(workers, 60)
+        self._end([name for name in self.processes if name not in workers], SERVER_SECONDS)
+
+    def _end(self, names: list[str], seconds: float) -> None:
+        family: list[psutil.Process] = []  # what a server leaves behind, such as MLflow's workers
+        for name in names:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family += psutil.Process(self.processes[name].pid).children(recursive=True)
+            self.processes[name].terminate()
+        deadline = time.monotonic() + seconds
+        for name in names:
             try:
-                process.wait(60 if name.startswith("worker") else 10)
+                self.processes[name].wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            for member in family:  # what an ended server leaves behind, such as MLflow's workers
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    member.terminate()
+                self.processes[name].kill()
+                self.processes[name].wait()
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
 
 
 def serve(prefect_port: int, mlflow_port: int, log: Log) -> int:
@@ -139,6 +150,8 @@ def serve(prefect_port: int, mlflow_port: int, log: Log) -> int:
         "MLFLOW_TRACKING_URI": tracking,
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
+    os.environ.setdefault("MLFLOW_BACKEND_STORE_URI", "sqlite:///mlflow.db")
+    os.environ.setdefault("MLFLOW_ARTIFACTS_DESTINATION", "mlartifacts")
     python = sys.executable
     services, stop = Services(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -149,8 +162,6 @@ def serve(prefect_port: int, mlflow_port: int, log: Log) -> int:
         ])  # fmt: skip
         mlflow = services.start("mlflow", [
             python, "-m", "mlflow", "server", "--host", host, "--port", str(mlflow_port), "--workers", "1",
-            "--backend-store-uri", os.environ.get("MLFLOW_BACKEND_STORE_URI", "sqlite:///mlflow.db"),
-            "--artifacts-destination", os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", "mlartifacts"),
         ])  # fmt: skip
         wait_until_answers(f"{api}/health", prefect, LOGS / "prefect.log", "the Prefect server")
         gpus = gpu_names()
