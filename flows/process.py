@@ -30,6 +30,7 @@ POLL_SECONDS = 0.2
 MEMORY_SECONDS = 1.0  # between two looks at the memory
 LINGER_SECONDS = 1.0  # that processes may outlive the command before they are ended
 END_SECONDS = 10.0
+NO_SESSION = -1  # no process is in it
 PROGRESS_SECONDS = 10.0  # between two lines of one progress bar
 COLUMNS = 160
 CONTROL = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]")
@@ -96,8 +97,15 @@ class Leash:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def tell(self, sign: str, session: int, pipe: str) -> None:
-        """Say that a stage has started (`+`) or ended (`-`)."""
+    def hold(self, pipe: str, session: int = NO_SESSION) -> None:
+        """A stage with this output is about to start, and then: has started as the leader of this session."""
+        self._tell(f"+ {pipe} {session}")
+
+    def let_go(self, pipe: str) -> None:
+        """The stage with this output has ended."""
+        self._tell(f"- {pipe} {NO_SESSION}")
+
+    def _tell(self, line: str) -> None:
         with self._lock, contextlib.suppress(BrokenPipeError):
             if self._process is None:
                 environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
@@ -106,7 +114,7 @@ class Leash:
                     stdin=subprocess.PIPE, start_new_session=True, env=environment, text=True,
                 )  # fmt: skip
             assert self._process.stdin is not None
-            self._process.stdin.write(f"{sign} {session} {pipe}\n")
+            self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
     def close(self) -> None:
@@ -117,15 +125,15 @@ class Leash:
 
 def watch(lines: IO[str]) -> None:
     """Be the leash: remember what `lines` say; when they end, so does what they named."""
-    held: dict[tuple[int, str], None] = {}
+    held: dict[str, int] = {}
     for line in lines:
-        sign, session, pipe = line.split()
+        sign, pipe, session = line.split()
         if sign == "+":
-            held[int(session), pipe] = None
+            held[pipe] = int(session)
         else:
-            held.pop((int(session), pipe), None)
-    for session_id, pipe in held:
-        end_tree(session_id, pipe)
+            held.pop(pipe, None)
+    for pipe, leader in held.items():
+        end_tree(leader, pipe)
 
 
 class Lines:
@@ -199,6 +207,7 @@ def run_command(
     (out_read, out_write), (err_read, err_write) = _streams()
     pipe = os.readlink(f"/proc/self/fd/{out_write}")
     try:
+        leash.hold(pipe)
         try:
             process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write,
@@ -207,15 +216,15 @@ def run_command(
         finally:
             os.close(out_write)
             os.close(err_write)
-        leash.tell("+", process.pid, pipe)
+        leash.hold(pipe, process.pid)
         try:
             _follow(process, pipe, (out_read, err_read), log, cancelled, timeout, memory)
         finally:
             if not end_tree(process.pid, pipe):
                 log(f"some of its processes cannot be ended: {tree(process.pid, pipe)}")
             process.wait()
-            leash.tell("-", process.pid, pipe)
     finally:
+        leash.let_go(pipe)
         os.close(out_read)
         os.close(err_read)
     code = process.returncode
