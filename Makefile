@@ -25,7 +25,7 @@ lint: setup
 	ruff check . && ruff format --check . && mypy
 
 serve: setup
-	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port 5000
+	python -m flows serve
 
 bench: setup
 	python -m benchmarks

@@ -1,0 +1,144 @@
+"""`python -m flows serve`, seen through a browser: a flow run with its graph, its artifacts, MLflow; cancelling."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+import pytest
+
+from flows.serve import papers_of, pool_of
+from tests.common.browser import browser, needs_browser
+from tests.flows.conftest import POSTGRES, Served
+from tests.flows.project import REPOSITORY, run, wait_for
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+FINAL = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+SCREENSHOTS = REPOSITORY / "docs"
+
+
+def test_papers_of_this_repository() -> None:
+    text = (REPOSITORY / "dvc.yaml").read_text()
+    assert "chex" in papers_of(text)
+    assert not [name for name in papers_of(text) if "-" in name]
+    assert pool_of("chex", text, []) == "cpu"
+    assert pool_of("chex", text, ["0"]) == "gpu"
+
+
+@pytest.mark.skipif(POSTGRES is None, reason="PostgreSQL is not installed (apt-get install postgresql)")
+def test_both_servers_keep_their_data_in_postgresql(served: Served) -> None:
+    assert POSTGRES is not None
+    for name, table in (("prefect", "deployment"), ("mlflow", "experiments")):
+        query = [str(POSTGRES / "psql"), f"postgresql://{served.database}/{name}", "-Atc"]
+        assert int(run([*query, f"select count(*) from {table}"], served.folder).stdout) > 0
+    assert not (served.folder / "mlflow.db").exists()
+    assert not (served.folder / ".encore/prefect/prefect.db").exists()
+
+
+def test_deployments(served: Served) -> None:
+    """One per paper and one for all; typed parameters; a nightly schedule that is off; only on 127.0.0.1."""
+    found = {d["name"]: d for d in served.api("POST", "/deployments/filter")}
+    assert set(found) == {"alpha", "beta", "all", "cpu", "gpu"}
+    assert found["all"]["parameters"] == {"papers": ["alpha", "beta"]}
+    assert {found.pop(pool)["work_pool_name"] for pool in ("cpu", "gpu")} == {"cpu", "gpu"}  # single stages
+    for deployment in found.values():
+        assert [(s["active"], s["schedule"]["cron"]) for s in deployment["schedules"]] == [
+            (False, "0 3 * * *")
+        ]
+        assert set(deployment["parameter_openapi_schema"]["properties"]) == {
+            "papers",
+            "scale",
+            "seeds",
+            "jobs",
+            "force",
+            "workers",
+        }
+    for wrong in ({"jobs": 0}, {"scale": "huge"}, {"seeds": [-1]}, {"force": "perhaps"}):
+        with pytest.raises(httpx.HTTPStatusError, match="409"):
+            served.start("alpha", papers=["alpha"], **wrong)
+
+
+def screenshot(driver: "Chrome", name: str) -> None:
+    """Keep a picture: in docs/ with ENCORE_SCREENSHOTS=1, else in the test's folder."""
+    folder = SCREENSHOTS if os.environ.get("ENCORE_SCREENSHOTS") else Path.cwd()
+    driver.save_screenshot(str(folder / name))
+
+
+@needs_browser
+def test_flow_run_in_the_browser(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flow = served.start("alpha")
+    wait_for(lambda: served.state(flow) in FINAL, "the flow run")
+    assert served.state(flow) == "COMPLETED"
+    names = {task["name"] for task in served.api("POST", "/task_runs/filter")}
+    assert {"alpha-prepare", "alpha-train", "alpha"} <= names
+    artifacts = {a["key"]: a for a in served.api("POST", "/artifacts/filter")}
+    assert {"alpha-quick-tables", "alpha-quick-claims"} <= set(artifacts)
+    with browser(tmp_path / "profile") as driver:
+
+        def text() -> str:
+            from selenium.webdriver.common.by import By
+
+            return driver.find_element(By.TAG_NAME, "body").text
+
+        driver.get(f"{served.prefect}/runs/flow-run/{flow}")
+        wait_for(lambda: "Completed" in text() and "alpha-train" in text(), "the page of the flow run")
+        screenshot(driver, "flow-run.png")
+        driver.get(f"{served.prefect}/artifacts/artifact/{artifacts['alpha-quick-tables']['id']}")
+        wait_for(lambda: "91.9" in text(), "the table")
+        screenshot(driver, "flow-artifact.png")
+        driver.get(f"{served.prefect}/deployments")
+        wait_for(lambda: "beta" in text(), "the deployments")
+        screenshot(driver, "flow-deployments.png")
+        driver.get(compare_in_mlflow(served))
+        wait_for(lambda: "Comparing 2 Runs" in text() and "91.9" in text(), "the comparison")
+        screenshot(driver, "mlflow-compare.png")
+
+
+def compare_in_mlflow(served: Served) -> str:
+    """Log two runs to MLflow; returns the page that compares them."""
+
+    def call(path: str, **content: Any) -> Any:
+        reply = httpx.post(f"{served.mlflow}/api/2.0/mlflow/{path}", json=content, timeout=60)
+        return reply.raise_for_status().json()
+
+    experiment = call("experiments/create", name="alpha")["experiment_id"]
+    runs = []
+    for method, value in (("dense", 93.1), ("ours", 91.9)):
+        created = call("runs/create", experiment_id=experiment, run_name=method)["run"]["info"]["run_id"]
+        metric = {"key": "top1", "value": value, "timestamp": 0, "step": 0}
+        call("runs/log-batch", run_id=created, metrics=[metric], params=[{"key": "method", "value": method}])
+        runs.append(created)
+    return f"{served.mlflow}/#/compare-runs?runs={json.dumps(runs)}&experiments={json.dumps([experiment])}"
+
+
+def test_cancel_ends_the_stage(served: Served) -> None:
+    (served.folder / "hold").touch()
+    (served.folder / "source.txt").write_text("changed\n")
+    flow = served.start("alpha")
+    wait_for((served.folder / "held").exists, "the stage")
+    wait_for(lambda: sleeping(served.folder), "its process")
+    served.api("POST", f"/flow_runs/{flow}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+    wait_for(lambda: served.state(flow) == "CANCELLED", "the cancellation")
+    wait_for(lambda: not sleeping(served.folder), "the end of the stage")
+    assert not (served.folder / "alpha.model").exists()
+    assert "alpha.model" not in (served.folder / ".dvc/tmp/rwlock").read_text()
+    (served.folder / "hold").unlink()
+    again = served.start("alpha")  # and it can be run again
+    wait_for(lambda: served.state(again) in FINAL, "the second run")
+    assert served.state(again) == "COMPLETED"
+
+
+def sleeping(folder: Path) -> list[int]:
+    """Processes of the stage that waits."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "sleep" and process.cwd() == str(folder):
+                found.append(process.pid)
+    return found
