@@ -118,8 +118,9 @@ def _ratio(query: ConvQuery) -> float:
 
 
 def _over_ratios(surfaces: dict[float, _Surface], query: ConvQuery) -> float:
-    if _ratio(query) in surfaces:
-        return surfaces[_ratio(query)](query.cout, query.side)
+    exact = 0.0 if _ratio(query) == 0 else query.cin / query.cout  # only the table's ratios are cut
+    if exact in surfaces:
+        return surfaces[exact](query.cout, query.side)
     ratios: list[float] = []
     values: list[float] = []
     for listed, surface in surfaces.items():
@@ -128,7 +129,6 @@ def _over_ratios(surfaces: dict[float, _Surface], query: ConvQuery) -> float:
             if len(values) < 2 or value > values[-1]:  # times must grow with the ratio
                 ratios.append(listed)
                 values.append(value)
-    exact = query.cin / query.cout  # only the table's ratios are cut
     result = _line(ratios, values, exact)
     return result if result >= 0 else values[0] * exact / ratios[0]
 
