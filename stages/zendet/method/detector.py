@@ -19,7 +19,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
+from torchvision.ops import batched_nms, generalized_box_iou_loss
 
 from stages.zendet.method.atss import assign, centres, grid_anchors
 from stages.zendet.method.gfl import GFLHead, distribution_focal_loss, integral, quality_focal_loss
@@ -179,36 +179,34 @@ class GFLDetector(nn.Module):
     def _losses(
         self, score_BNK: Tensor, logits_BNR: Tensor, anchors: list[Tensor], targets: list[Target]
     ) -> dict[str, Tensor]:
-        classes, strides_N = self.config.classes, self._strides(anchors)
-        centre_N2 = centres(torch.cat(anchors))
+        strides_N, centre_N2 = self._strides(anchors), centres(torch.cat(anchors))
+        counts = torch.tensor([len(target["boxes"]) for target in targets])
+        first = (counts.cumsum(0) - counts).tolist()  # of each image's objects among those of the batch
+        object_M4, label_M = (torch.cat([target[key] for target in targets]) for key in ("boxes", "labels"))
         owner_BN = torch.stack([assign(anchors, target["boxes"]) for target in targets])
-        label_BN = torch.full_like(owner_BN, classes)
+        image_P, anchor_P = (owner_BN >= 0).nonzero(as_tuple=True)
+        own_P = owner_BN[image_P, anchor_P] + torch.tensor(first, device=owner_BN.device)[image_P]
+        box_P4, stride_P1, centre_P2 = object_M4[own_P], strides_N[anchor_P, None], centre_N2[anchor_P]
+        logits_P = logits_BNR[image_P, anchor_P]
+        predicted_P4 = _decode(centre_P2, integral(logits_P) * stride_P1)
+
+        label_BN = torch.full_like(owner_BN, self.config.classes)
+        label_BN[image_P, anchor_P] = label_M[own_P]
         quality_BN = score_BNK.new_zeros(owner_BN.shape)
-        boxes, wanted, weights, bins, bin_targets = [], [], [], [], []
-        for i, target in enumerate(targets):
-            positive = owner_BN[i] >= 0
-            own = owner_BN[i, positive]
-            stride_P1, centre_P2 = strides_N[positive, None], centre_N2[positive]
-            box_P4, logits_P = target["boxes"][own], logits_BNR[i, positive]
-            predicted_P4 = _decode(centre_P2, integral(logits_P) * stride_P1)
-            label_BN[i, positive] = target["labels"][own]
-            iou = box_iou(predicted_P4.detach(), box_P4).diagonal()
-            quality_BN[i, positive] = iou
-            weights.append(score_BNK[i, positive].detach().amax(1))
-            distance = torch.cat([centre_P2 - box_P4[:, :2], box_P4[:, 2:] - centre_P2], 1) / stride_P1
-            bins.append(logits_P.unflatten(1, (4, self.head.reg_max + 1)).flatten(0, 1))
-            bin_targets.append(distance.clamp(0, self.head.reg_max - BIN_MARGIN).flatten())
-            boxes.append(predicted_P4 / stride_P1)
-            wanted.append(box_P4 / stride_P1)
-        weight_P = torch.cat(weights)
+        quality_BN[image_P, anchor_P] = _paired_iou(predicted_P4.detach(), box_P4)
+        weight_P = score_BNK[image_P, anchor_P].detach().amax(1)
         positives, total = max(len(weight_P), 1), weight_P.sum().clamp(min=1e-6)
         quality = quality_focal_loss(score_BNK.flatten(0, 1), label_BN.flatten(), quality_BN.flatten())
-        giou = generalized_box_iou_loss(torch.cat(boxes), torch.cat(wanted))
-        dfl = distribution_focal_loss(torch.cat(bins), torch.cat(bin_targets)).view(-1, 4).mean(1)
+        giou = generalized_box_iou_loss(predicted_P4 / stride_P1, box_P4 / stride_P1)
+        distance_P4 = torch.cat([centre_P2 - box_P4[:, :2], box_P4[:, 2:] - centre_P2], 1) / stride_P1
+        dfl = distribution_focal_loss(
+            logits_P.unflatten(1, (4, -1)).flatten(0, 1),
+            distance_P4.clamp(0, self.head.reg_max - BIN_MARGIN).flatten(),
+        )
         return {
             "quality": quality.sum() / positives,
             "giou": BOX_WEIGHT * (giou * weight_P).sum() / total,
-            "distribution": DFL_WEIGHT * (dfl * weight_P).sum() / total,
+            "distribution": DFL_WEIGHT * (dfl.view(-1, 4).mean(1) * weight_P).sum() / total,
         }
 
     def _strides(self, anchors: list[Tensor]) -> Tensor:
@@ -233,6 +231,14 @@ class GFLDetector(nn.Module):
         box_D4, score_D, label_D = torch.cat(boxes), torch.cat(kept), torch.cat(labels)
         keep = batched_nms(box_D4, score_D, label_D, NMS)[:DETECTIONS]
         return {"boxes": box_D4[keep], "scores": score_D[keep], "labels": label_D[keep]}
+
+
+def _paired_iou(a_P4: Tensor, b_P4: Tensor) -> Tensor:
+    """IoU of each box with the one at the same place, `[P]`."""
+    overlap_P2 = (torch.minimum(a_P4[:, 2:], b_P4[:, 2:]) - torch.maximum(a_P4[:, :2], b_P4[:, :2])).clamp(min=0)
+    overlap_P = overlap_P2.prod(1)
+    areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(1) for box in (a_P4, b_P4)]
+    return overlap_P / (areas[0] + areas[1] - overlap_P).clamp(min=1e-6)
 
 
 def _decode(centre_N2: Tensor, distance_N4: Tensor) -> Tensor:
