@@ -1,15 +1,14 @@
 """What names the runs of this paper: the searches and the trainings of a cell of the matrix."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.common.stage.tracking import RunLog, run_key
 from stages.zendet.method.cost import count_flops, count_layers
 from stages.zendet.method.entropy import DETECTION_ALPHAS
 from stages.zendet.method.evolution import Mutation
 from stages.zendet.method.published import PUBLISHED
-from stages.zendet.method.structure import Structure, read_structure, resnet_structure
-from stages.zendet.params import Backbone, HeadName, Strategy, ZendetParams
+from stages.zendet.method.structure import Structure, resnet_structure
+from stages.zendet.params import HeadName, Strategy, ZendetParams
 
 MIN_FLOPS = 0.95  # share of the FLOPs that the minimum-entropy control must spend (card, claim 5)
 
@@ -56,28 +55,18 @@ def limits(params: ZendetParams) -> tuple[float, int]:
     return count_flops(structure, params.image_size), count_layers(structure)
 
 
-def structure_of(backbone: Backbone, seed: int, params: ZendetParams, searches: Path) -> Structure:
-    """The structure that a backbone's name and seed stand for; `searches` holds what `zendet-search` wrote."""
-    if backbone == "resnet":
-        return reference(params)
-    if backbone in PUBLISHED:
-        return PUBLISHED[backbone]
-    return read_structure(searches / f"{backbone}-{seed}" / "main.txt")
+def fixed_structure(strategy: Strategy, params: ZendetParams) -> Structure | None:
+    """The structure of a strategy that is not a search; None for one that is."""
+    return reference(params) if strategy == "resnet" else PUBLISHED.get(strategy)
 
 
-def search_inputs(backbone: Backbone, seed: int, searches: Path) -> list[Path]:
-    """The folder that `structure_of` reads, if any."""
-    found = backbone != "resnet" and backbone not in PUBLISHED
-    return [searches / f"{backbone}-{seed}"] if found else []
-
-
-def key_of(params: ZendetParams, backbone: Backbone, head: HeadName, seed: int) -> str:
+def key_of(params: ZendetParams, backbone: Strategy, head: HeadName, seed: int) -> str:
     """The run's `run_id` in the results and its tag in MLflow."""
     setting = params.model_dump(include={"reference", "search", "data", "detector", "train"})
     return run_key("zendet", params.scale, backbone, head, seed, setting)
 
 
-def run_log(params: ZendetParams, backbone: Backbone, head: HeadName, seed: int) -> RunLog:
+def run_log(params: ZendetParams, backbone: Strategy, head: HeadName, seed: int) -> RunLog:
     """The MLflow run of one training."""
     return RunLog(
         paper="zendet",

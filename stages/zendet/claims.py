@@ -179,7 +179,9 @@ def detectors(results: pd.DataFrame, params: ZendetParams) -> list[Claim]:
             slack = 2 * ap["resnet"].std(ddof=1)
             margin = (ap["entropy"] - ap["resnet"] + slack).to_numpy()
             claims.append(
-                at_least(f"6-{head}", text, params.scale, margin, 0.0, f"AP (difference + 2 sd = {slack:.2f})")
+                at_least(
+                    f"6-{head}", text, params.scale, margin, 0.0, f"AP (difference + 2 sd = {slack:.2f})"
+                )
             )
         else:
             claims.append(not_tested(f"6-{head}", text, params.scale, "not trained, or with one seed"))
@@ -195,7 +197,9 @@ def latency(results: pd.DataFrame, params: ZendetParams) -> list[Claim]:
         return [not_tested("7", text, params.scale, reason)]
     small, medium = (float(ms[name] / ms["ResNet-50-like"]) for name in ("MAE-DET-S", "MAE-DET-M"))
     holds = small <= 0.7 and medium >= 1
-    return [exact("7", text, params.scale, holds, small, f"time of S over ResNet-50's; M's is {medium:.2f}", 1)]
+    return [
+        exact("7", text, params.scale, holds, small, f"time of S over ResNet-50's; M's is {medium:.2f}", 1)
+    ]
 
 
 def coco(results: pd.DataFrame, params: ZendetParams) -> list[Claim]:

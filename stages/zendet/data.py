@@ -58,11 +58,11 @@ def _lists(items: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Targe
 class Scenes(Images):
     """Generated scenes in memory."""
 
-    categories = list(range(len(CLASSES)))
     areas = SCENE_AREAS
     name = "scenes"
 
     def __init__(self, path: Path) -> None:
+        self.categories = list(range(len(CLASSES)))
         content = load_file(path)
         self.images = content["images"]
         objects = content["image"].bincount(minlength=len(self.images)).tolist()

@@ -26,12 +26,19 @@ from stages.zendet.method.cost import count_flops, count_layers, count_params
 from stages.zendet.method.entropy import EntropyScorer
 from stages.zendet.method.metrics import average_precision
 from stages.zendet.method.structure import read_structure
-from stages.zendet.params import Backbone, HeadName, ZendetParams
+from stages.zendet.params import HeadName, Strategy, ZendetParams
 from stages.zendet.training import detect, detector_for
 
-Job = tuple[Backbone, HeadName, int]
+Job = tuple[Strategy, HeadName, int]
 Row = dict[str, Any]
-UNITS = {"flops": "M", "params": "M", "layers": "count", "entropy": "nats", "score": "1", "evaluations": "count"}
+UNITS = {
+    "flops": "M",
+    "params": "M",
+    "layers": "count",
+    "entropy": "nats",
+    "score": "1",
+    "evaluations": "count",
+}
 
 
 def main() -> None:
@@ -47,22 +54,23 @@ def main() -> None:
         rows: list[Row] = []
         work = partial(evaluate, params=params, prepared=prepared, runs=runs)
         with progress("zendet-evaluate", len(jobs)) as bar:
-            for (backbone, head, seed), numbers in run_jobs(work, jobs):
-                rows += numbers
+            for (backbone, head, seed), found in run_jobs(work, jobs):
+                rows += found
                 bar.advance(note=f"{backbone} {head} {seed}")
         for strategy, seed in searched:
             folder = runs / "search" / f"{strategy}-{seed}"
             for job in search_jobs(strategy):
                 record = json.loads((folder / f"{job.name}.json").read_text())
-                last = record.pop("history")[-1]
+                history = record.pop("history")
                 numbers = {
                     **record,
                     "flops": record["flops"] / 1e6,
                     "params": record["params"] / 1e6,
-                    "evaluations": last["evaluations"],
-                    "distinct": last["distinct"],
+                    "evaluations": history[-1]["evaluations"] if history else 0,
                 }
-                key = run_key("zendet", params.scale, "search", strategy, job.name, seed, params.search.model_dump())
+                key = run_key(
+                    "zendet", params.scale, "search", strategy, job.name, seed, params.search.model_dump()
+                )
                 tables = ["T3"] if job.name == "main" else []
                 tables += ["T2"] if strategy == "entropy" else []
                 for table in tables:

@@ -1,9 +1,8 @@
-"""What the authors released: detector and backbone weights, structure files, latency tables (card, "Official checkpoints").
+"""The authors' released weights of detectors and backbones (card, "Official checkpoints").
 
-Structure files are read by `stages.zendet.method.structure.read_structure`.
+Their structure files are read by `stages.zendet.method.structure`, their latency tables by `stages.zendet.latency_table`.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 
 from stages.common.stage.errors import InputError
 from stages.zendet.method.detector import DetectorConfig, build_detector
-from stages.zendet.method.latency import ConvQuery, LatencyTable, TableRow
 from stages.zendet.method.masternet import MasterNet
 from stages.zendet.method.structure import Structure
 
 RENAMED = {"neck.": "backbone.neck.", "bbox_head.": "head."}
-TABLE_LINE = re.compile(r"\{(Regular|Depthwise),(\d+),(\d+),(\d+),(\d+),(\d+),(\d+),(\d+),([01])\}\s+(\S+)")
 
 
 def load_official_backbone(path: Path, structure: Structure) -> MasterNet:
@@ -79,35 +76,10 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path}: not found") from None
     except Exception as error:  # torch raises several kinds, depending on where the damage is
-        raise InputError(f"{path}: not a checkpoint of tensors ({str(error).splitlines()[0][:100]})") from None
+        raise InputError(
+            f"{path}: not a checkpoint of tensors ({str(error).splitlines()[0][:100]})"
+        ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: no state dict in it")
     return state
-
-
-def read_latency_table(path: Path) -> LatencyTable:
-    """The authors' measured convolutions (`conv_data.out*`): lines `{Regular,batch,inC,H,W,outC,k,stride,fused} ms`.
-
-    Raises:
-        InputError: the file is missing, or a line is not like that.
-    """
-    rows = []
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        match = TABLE_LINE.fullmatch(line.strip())
-        try:
-            kind, *numbers, ms = match.groups() if match else ()
-            batch, cin, height, _, cout, kernel, stride, fused = map(int, numbers)
-            query = ConvQuery(kind == "Depthwise", cin, height, cout, kernel, stride, fused)
-            rows.append(TableRow(query, batch, float(ms)))
-        except ValueError:
-            raise InputError(
-                f"{path}: line {number}: must be {{Regular|Depthwise,batch,inC,H,W,outC,k,stride,fused}} ms"
-            ) from None
-    return LatencyTable(rows)

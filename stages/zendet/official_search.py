@@ -17,13 +17,13 @@ from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, git_revision, run
 from stages.common.stage.tracking import run_key
+from stages.zendet.latency_table import read_latency_table
 from stages.zendet.method.budget import Budget
 from stages.zendet.method.cost import count_flops, count_layers, count_params
 from stages.zendet.method.entropy import EntropyScorer
 from stages.zendet.method.evolution import EvolutionarySearch
 from stages.zendet.method.published import INITIAL_DETECTION, PUBLISHED
 from stages.zendet.method.spaces import K1KXK1Space
-from stages.zendet.official import read_latency_table
 from stages.zendet.params import ZendetParams
 
 FLOPS, LAYERS, SIZE, POPULATION = 18.8e9, 91, 480, 256
@@ -43,7 +43,7 @@ def main() -> None:
                 bar.advance(note=f"{method} {seed}")
         rows = published_backbones(params)
         for method, seed in jobs:
-            rows += read_parquet(stage.work / f"{method}-{seed}.parquet").to_dict("records")  # type: ignore[arg-type]
+            rows += read_parquet(stage.work / f"{method}-{seed}.parquet").to_dict("records")
         with output_dir(Path("runs/zendet") / params.scale / "official") as output:
             write_parquet(results_frame(rows), output / "results.parquet")
 
@@ -79,7 +79,10 @@ def search(job: Job, params: ZendetParams, folder: Path) -> None:
         "evaluations": last["evaluations"],
         "distinct": last["distinct"],
     }
-    rows = [tidy(params, "T4", method, "official budget", metric, value, seed) for metric, value in numbers.items()]
+    rows = [
+        tidy(params, "T4", method, "official budget", metric, value, seed)
+        for metric, value in numbers.items()
+    ]
     for point in result.history:
         setting = f"after {point['evaluations']:.0f}"
         rows.append(tidy(params, "F1", method, setting, "best score", point["best"], seed))
@@ -109,7 +112,12 @@ def tidy(
     params: ZendetParams, table: str, method: str, setting: str, metric: str, value: float, seed: int
 ) -> Row:
     """One row of the results."""
-    units = {"published flops": "G", "flops": "G", "params": "count" if table == "T5" else "M", "predicted ms": "ms"}
+    units = {
+        "published flops": "G",
+        "flops": "G",
+        "params": "count" if table == "T5" else "M",
+        "predicted ms": "ms",
+    }
     return {
         "paper": "zendet",
         "table": table,

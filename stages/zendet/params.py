@@ -6,8 +6,18 @@ from pydantic import AfterValidator, Field, model_validator
 
 from stages.common.stage.params import Scale, Section, Seeds, distinct
 
-Strategy = Literal["entropy", "min-entropy", "random", "zen", "flops", "params"]
-Backbone = Literal["resnet", "entropy", "min-entropy", "random", "MAE-DET-S", "MAE-DET-M", "MAE-DET-L"]
+Strategy = Literal[
+    "resnet",  # the reference itself; this one and the published ones are not searched
+    "MAE-DET-S",
+    "MAE-DET-M",
+    "MAE-DET-L",
+    "entropy",
+    "min-entropy",
+    "random",
+    "zen",
+    "flops",
+    "params",
+]
 HeadName = Literal["fcos", "retinanet", "gfl"]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -96,7 +106,7 @@ class ZendetParams(Section):
     image_size: Side  # that backbones are searched and counted at
     reference: Reference
     strategies: Annotated[list[Strategy], Field(min_length=1), AfterValidator(distinct)]
-    backbones: Annotated[list[Backbone], Field(min_length=1), AfterValidator(distinct)]  # that are trained
+    backbones: Annotated[list[Strategy], Field(min_length=1), AfterValidator(distinct)]  # that are trained
     search: Search
     score_check: ScoreCheck
     data: Data
@@ -106,8 +116,8 @@ class ZendetParams(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "ZendetParams":
         for backbone in self.backbones:
-            if backbone in ("entropy", "min-entropy", "random") and backbone not in self.strategies:
-                raise ValueError(f"backbones: {backbone!r} is found by a search; add it to strategies")
+            if backbone not in self.strategies:
+                raise ValueError(f"backbones: {backbone!r} must be among strategies")
         if "entropy" not in self.strategies:
             raise ValueError("strategies: 'entropy' is the method and must be there")
         if self.detector.channels % self.detector.groups:

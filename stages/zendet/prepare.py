@@ -44,7 +44,9 @@ def coco_listing(params: ZendetParams, counts: dict[Split, int | None]) -> dict[
         InputError: an annotation file or an image folder is missing or damaged.
     """
     if params.data.coco_root is None:
-        raise ParameterError("zendet.data.coco_root: missing; give the folder that has annotations/ and train2017/")
+        raise ParameterError(
+            "zendet.data.coco_root: missing; give the folder that has annotations/ and train2017/"
+        )
     root = Path(params.data.coco_root).resolve()
     listing: dict[str, object] = {"root": str(root)}
     for split, count in counts.items():

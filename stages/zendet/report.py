@@ -57,7 +57,7 @@ def main() -> None:
         results = pd.concat(
             [read_parquet(runs / part / "results.parquet") for part in PARTS], ignore_index=True
         )
-        structures = {
+        structures: dict[str, Structure] = {
             backbone: read_structure(folder / "structure.txt")
             for backbone, folder in zip(params.backbones, trained, strict=True)
         }
@@ -68,7 +68,9 @@ def main() -> None:
             write_parquet(results, output / "results.parquet")
             timings.save(output / "timings.json")
             (output / "table.md").write_text(table)
-            (output / "claims.md").write_text(claims_markdown(f"ZenDet, {params.scale} scale: claims", claims))
+            (output / "claims.md").write_text(
+                claims_markdown(f"ZenDet, {params.scale} scale: claims", claims)
+            )
             (output / "claims.json").write_text(json.dumps([c.to_json() for c in claims], indent=1) + "\n")
             draw_figures(results, params, output)
         write_index(Path("reports"))
@@ -152,18 +154,23 @@ def _ablation(results: pd.DataFrame, params: ZendetParams) -> str:
 def _strategies(results: pd.DataFrame, params: ZendetParams) -> str:
     """T3: what other scores find at the same budget, and how they rank random structures."""
     first = f"{params.score_check.sizes[0]} px"
-    table = score_table(results, first)
+    table, head = score_table(results, first), next(iter(params.train.length))
     lines = []
     for strategy in params.strategies:
         own = {"entropy": "analytic", "zen": "zen", "flops": "flops", "params": "params"}.get(strategy)
         tau = "–" if own is None else f"{stats.kendalltau(table[own], table['monte carlo']).statistic:.2f}"
-        head = next(iter(params.train.length))
         lines.append(
             [
-                LABELS[strategy],
+                LABELS.get(strategy, strategy),
                 *(
                     mean_std(per_seed(results, "T3", strategy, "search", m), d)
-                    for m, d in (("evaluations", 0), ("entropy", 1), ("flops", 2), ("params", 3), ("layers", 0))
+                    for m, d in (
+                        ("evaluations", 0),
+                        ("entropy", 1),
+                        ("flops", 2),
+                        ("params", 3),
+                        ("layers", 0),
+                    )
                 ),
                 tau,
                 mean_std(per_seed(results, "T1", strategy, head, "AP"), 1),
@@ -172,7 +179,7 @@ def _strategies(results: pd.DataFrame, params: ZendetParams) -> str:
     header = ["maximised", "evaluations", "Z", "FLOPs (M)", "params (M)", "layers", "tau", "AP"]
     return (
         "## Proxies (T3)\n\nWhat each score finds at the reference's FLOPs and layers. `tau`: Kendall's tau-b with the "
-        f"Monte-Carlo entropy over {len(table)} random structures. AP: {HEADS[next(iter(params.train.length))]}, where trained.\n\n"
+        f"Monte-Carlo entropy over {len(table)} random structures. AP: {HEADS[head]}, where trained.\n\n"
         + markdown_table(header, lines)
     )
 
@@ -200,7 +207,16 @@ def _search_cost(results: pd.DataFrame, timings: Timings, params: ZendetParams) 
         ]
         for method in ("entropy", "random")
     ]  # fmt: skip
-    header = ["", "evaluations", "distinct", "score (closed form)", "FLOPs (G)", "params (M)", "layers", "seconds"]
+    header = [
+        "",
+        "evaluations",
+        "distinct",
+        "score (closed form)",
+        "FLOPs (G)",
+        "params (M)",
+        "layers",
+        "seconds",
+    ]
     return (
         "## The authors' search (T4)\n\n18.8 GFLOPs at 480 px, 91 layers, population 256, their initial structure; "
         f"n = {len(params.search.official_seeds)} seeds. Published: one GPU day. One process on {timings.machine}.\n\n"
@@ -229,7 +245,15 @@ def _latency(
                 f"{ms[name]:.3f}" if name in ms else "–",
             ]
         )
-    header = ["backbone", "FLOPs (G, 1280x800)", "params", "layers", "closed form", "analytic", "V100 ms, predicted"]
+    header = [
+        "backbone",
+        "FLOPs (G, 1280x800)",
+        "params",
+        "layers",
+        "closed form",
+        "analytic",
+        "V100 ms, predicted",
+    ]
     text = (
         "## Published backbones and latency (T5)\n\nCounted from the published structures; FLOPs as published "
         "(convolutions and 2 per batch-norm output, 1 for the ResNet). Scores at 480 px.\n\n"
@@ -241,7 +265,12 @@ def _latency(
         key = f"{name} {count_flops(structure, side):.0f} at {side} px, batch {LATENCY_BATCH}"
         predicted, real = timings.measure(key, lambda s=structure: cpu_latency(s, side))  # type: ignore[misc]
         measured.append(
-            [LABELS.get(name, name), f"{count_flops(structure, side) / 1e6:.1f}", f"{predicted:.1f}", f"{real:.1f}"]
+            [
+                LABELS.get(name, name),
+                f"{count_flops(structure, side) / 1e6:.1f}",
+                f"{predicted:.1f}",
+                f"{real:.1f}",
+            ]
         )
     return text + (
         f"\n**Trained backbones on this CPU** (seed {params.seeds[0]}, {side} px, batch {LATENCY_BATCH}, one thread, "

@@ -54,7 +54,9 @@ def _place(rng: np.random.Generator, size: int) -> list[tuple[int, int, int, int
     for _ in range(int(rng.integers(2, MOST + 1))):
         side = np.exp(rng.uniform(np.log(SMALLEST), np.log(size / 2)))
         stretch = np.exp(rng.uniform(-0.35, 0.35) / 2)
-        width, height = (int(np.clip(round(s), SMALLEST, size // 2)) for s in (side * stretch, side / stretch))
+        width, height = (
+            int(np.clip(round(s), SMALLEST, size // 2)) for s in (side * stretch, side / stretch)
+        )
         for _ in range(ATTEMPTS):
             x, y = int(rng.integers(0, size - width + 1)), int(rng.integers(0, size - height + 1))
             if all(x >= b[2] or y >= b[3] or x + width <= b[0] or y + height <= b[1] for b in boxes):

@@ -67,7 +67,12 @@ def scores(number: int, params: ZendetParams) -> dict[tuple[str, str], float]:
         values["analytic", setting] = entropy_score(structure, size).total
         values["closed form", setting] = entropy_score(structure, size, method="closed_form").total
         values["monte carlo", setting] = entropy_score(
-            structure, size, method="monte_carlo", batch=check.batch, repeats=check.repeats, generator=generator
+            structure,
+            size,
+            method="monte_carlo",
+            batch=check.batch,
+            repeats=check.repeats,
+            generator=generator,
         ).total
     setting = f"{check.sizes[0]} px"
     values["zen", setting] = zen_score_of(

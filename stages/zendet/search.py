@@ -1,5 +1,7 @@
 """zendet-search: one strategy and seed at the reference's budget; no data, no training.
 
+The strategies `resnet` and `MAE-DET-*` stand for given structures, which are only counted and scored.
+
 Reads nothing. Writes `runs/zendet/<scale>/search/<strategy>-<seed>/`, per search: `<name>.txt`, the structure in
 the authors' form, and `<name>.json` with its score, its costs and the search's history. Strategy `entropy` has the
 ablation's searches too.
@@ -19,7 +21,15 @@ from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, cell_arguments, run
 from stages.common.stage.tracking import RunLog, run_key
-from stages.zendet.cells import MIN_FLOPS, SearchJob, limits, reference, search_jobs, small_start
+from stages.zendet.cells import (
+    MIN_FLOPS,
+    SearchJob,
+    fixed_structure,
+    limits,
+    reference,
+    search_jobs,
+    small_start,
+)
 from stages.zendet.method.budget import Budget
 from stages.zendet.method.cost import count_flops, count_layers, count_params
 from stages.zendet.method.entropy import EntropyScorer
@@ -42,7 +52,9 @@ def main() -> None:
                 bar.advance(note=job.name)
         if not is_main():
             return
-        with output_dir(Path("runs/zendet") / params.scale / "search" / f"{cell.strategy}-{cell.seed}") as out:
+        with output_dir(
+            Path("runs/zendet") / params.scale / "search" / f"{cell.strategy}-{cell.seed}"
+        ) as out:
             for job in jobs:
                 for suffix in ("txt", "json"):
                     shutil.copy(stage.work / f"{job.name}.{suffix}", out)
@@ -92,19 +104,20 @@ def search(job: SearchJob, strategy: Strategy, seed: int, params: ZendetParams, 
         params={"method": strategy, "search": job.name, "seed": seed, **params.search.model_dump()},
         tags={"scale": params.scale, "method": strategy},
     ) as log:
-        result = build_search(job, strategy, seed, params).run(
-            state=checkpoint.load(), on_round=lambda state: checkpoint.save(state)
-        )
-        for row in result.history:
+        best, history = fixed_structure(strategy, params), []
+        if best is None:
+            result = build_search(job, strategy, seed, params).run(
+                state=checkpoint.load(), on_round=checkpoint.save
+            )
+            best, history = result.best, result.history
+        for row in history:
             log.metrics({"best score": row["best"]}, int(row["evaluations"]))
-    best = result.best
     record: dict[str, Any] = {
-        "score": result.ranked[0][0],
         "entropy": EntropyScorer(params.image_size)(best),
         "flops": count_flops(best, params.image_size),
         "params": count_params(best),
         "layers": count_layers(best),
-        "history": result.history,
+        "history": history,
     }
     write_atomic(path.with_suffix(".txt"), dump_structure(best))
     # last: its presence says that the structure is there too

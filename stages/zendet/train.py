@@ -19,21 +19,21 @@ from stages.common.stage.jobs import run_jobs
 from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, cell_arguments, run
-from stages.zendet.cells import run_log, search_inputs, structure_of
+from stages.zendet.cells import run_log
 from stages.zendet.data import read_images
-from stages.zendet.method.structure import Structure, dump_structure
-from stages.zendet.params import Backbone, HeadName, ZendetParams
+from stages.zendet.method.structure import Structure, dump_structure, read_structure
+from stages.zendet.params import HeadName, Strategy, ZendetParams
 from stages.zendet.training import detector_for, train_detector
 
 
 def main() -> None:
     """Train one cell of the matrix."""
-    cell = cell_arguments("one backbone and seed", backbone=get_args(Backbone), seed=int)
+    cell = cell_arguments("one backbone and seed", backbone=get_args(Strategy), seed=int)
     params = load_params(ZendetParams, "zendet")
     prepared, runs = Path("data/zendet") / params.scale, Path("runs/zendet") / params.scale
-    inputs = [prepared, *search_inputs(cell.backbone, cell.seed, runs / "search")]
-    with Stage("zendet-train", params, inputs, cell.seed, cell.backbone) as stage:
-        structure = structure_of(cell.backbone, cell.seed, params, runs / "search")
+    found = runs / "search" / f"{cell.backbone}-{cell.seed}"
+    with Stage("zendet-train", params, [prepared, found], cell.seed, cell.backbone) as stage:
+        structure = read_structure(found / "main.txt")
         heads = list(params.train.length)
         work = partial(
             train,
@@ -58,7 +58,7 @@ def main() -> None:
 
 def train(
     head: HeadName,
-    backbone: Backbone,
+    backbone: Strategy,
     structure: Structure,
     seed: int,
     params: ZendetParams,

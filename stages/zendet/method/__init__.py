@@ -1,1 +1,1 @@
-"""The method: plain Python and torch, no files, no tracking. Read structure, cost, entropy, spaces, evolution in this order."""
+"""The method, no files and no tracking. Read structure, cost, entropy, spaces and evolution in this order."""

@@ -45,9 +45,7 @@ def block_cost(block: BlockSpec) -> BlockCost:
         return BlockCost(first[0], first[1], 3)
     other = _bottleneck(block, block.cout, 1, False)
     repeats, shrink = block.depth - 1, block.stride**2
-    return BlockCost(
-        first[0] + repeats * other[0] / shrink, first[1] + repeats * other[1], 3 * block.depth
-    )
+    return BlockCost(first[0] + repeats * other[0] / shrink, first[1] + repeats * other[1], 3 * block.depth)
 
 
 def _bottleneck(block: BlockSpec, cin: int, stride: int, first: bool) -> tuple[float, int]:

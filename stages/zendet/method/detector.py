@@ -66,7 +66,8 @@ class FPN(nn.Module):
         super().__init__()
         self.lateral_convs = nn.ModuleList(_Conv(cin, channels, 1) for cin in channels_in)
         self.fpn_convs = nn.ModuleList(
-            _Conv(channels, channels, 3, stride=1 if level < len(channels_in) else 2) for level in range(levels)
+            _Conv(channels, channels, 3, stride=1 if level < len(channels_in) else 2)
+            for level in range(levels)
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -118,12 +119,16 @@ def build_detector(structure: Structure, config: DetectorConfig, zero_residual: 
         case "gfl":
             return GFLDetector(pyramid, config)
         case "fcos":
-            anchors = AnchorGenerator(tuple((_fcos_size(s, config),) for s in config.strides), ((1.0,),) * config.levels)
+            anchors = AnchorGenerator(
+                tuple((_fcos_size(s, config),) for s in config.strides), ((1.0,),) * config.levels
+            )
             head = FCOSHead(config.channels, 1, config.classes, num_convs=0)
             head.classification_head = FCOSClassificationHead(
                 config.channels, 1, config.classes, num_convs=config.convs, norm_layer=norm
             )
-            head.regression_head = FCOSRegressionHead(config.channels, 1, num_convs=config.convs, norm_layer=norm)
+            head.regression_head = FCOSRegressionHead(
+                config.channels, 1, num_convs=config.convs, norm_layer=norm
+            )
             return FCOS(pyramid, config.classes, anchor_generator=anchors, head=head, **common)
         case _:
             scales = tuple(tuple(round(4 * s * 2 ** (i / 3)) for i in range(3)) for s in config.strides)
@@ -154,7 +159,9 @@ class GFLDetector(nn.Module):
         self.transform = GeneralizedRCNNTransform(config.sizes, config.longest, MEAN, STD)
         self.backbone = pyramid
         channels = config.channels
-        self.head = GFLHead(config.classes, channels, channels, config.convs, config.levels, groups=config.groups)
+        self.head = GFLHead(
+            config.classes, channels, channels, config.convs, config.levels, groups=config.groups
+        )
 
     def forward(
         self, images: list[Tensor], targets: list[Target] | None = None
@@ -212,20 +219,27 @@ class GFLDetector(nn.Module):
     def _strides(self, anchors: list[Tensor]) -> Tensor:
         """Stride of every anchor, `[N]`."""
         return torch.cat(
-            [torch.full((len(a),), float(s), device=a.device) for a, s in zip(anchors, self.config.strides, strict=True)]
+            [
+                torch.full((len(a),), float(s), device=a.device)
+                for a, s in zip(anchors, self.config.strides, strict=True)
+            ]
         )
 
     def _detect(
         self, scores: list[Tensor], logits: list[Tensor], anchors: list[Tensor], size: tuple[int, int]
     ) -> dict[str, Tensor]:
         boxes, kept, labels = [], [], []
-        for score_NK, logits_NR, anchor_N4, stride in zip(scores, logits, anchors, self.config.strides, strict=True):
+        for score_NK, logits_NR, anchor_N4, stride in zip(
+            scores, logits, anchors, self.config.strides, strict=True
+        ):
             flat = score_NK.flatten()
             candidates = flat.topk(min(CANDIDATES, len(flat)))
             chosen = candidates.indices[candidates.values > SCORE]
             row, label = chosen // score_NK.shape[1], chosen % score_NK.shape[1]
             box = _decode(centres(anchor_N4[row]), integral(logits_NR[row]) * stride)
-            boxes.append(torch.stack([box[:, 0::2].clamp(0, size[1]), box[:, 1::2].clamp(0, size[0])], -1).flatten(1))
+            boxes.append(
+                torch.stack([box[:, 0::2].clamp(0, size[1]), box[:, 1::2].clamp(0, size[0])], -1).flatten(1)
+            )
             kept.append(flat[chosen])
             labels.append(label)
         box_D4, score_D, label_D = torch.cat(boxes), torch.cat(kept), torch.cat(labels)
@@ -235,7 +249,9 @@ class GFLDetector(nn.Module):
 
 def _paired_iou(a_P4: Tensor, b_P4: Tensor) -> Tensor:
     """IoU of each box with the one at the same place, `[P]`."""
-    overlap_P2 = (torch.minimum(a_P4[:, 2:], b_P4[:, 2:]) - torch.maximum(a_P4[:, :2], b_P4[:, :2])).clamp(min=0)
+    overlap_P2 = (torch.minimum(a_P4[:, 2:], b_P4[:, 2:]) - torch.maximum(a_P4[:, :2], b_P4[:, :2])).clamp(
+        min=0
+    )
     overlap_P = overlap_P2.prod(1)
     areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(1) for box in (a_P4, b_P4)]
     return overlap_P / (areas[0] + areas[1] - overlap_P).clamp(min=1e-6)

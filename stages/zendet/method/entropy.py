@@ -61,9 +61,7 @@ def entropy_score(
         draws = []
         for _ in range(repeats):
             x = torch.randn((batch, 3, *sides(size)), generator=generator)
-            std, _ = entropy_forward(
-                structure, x, lambda _, shape: torch.randn(shape, generator=generator)
-            )
+            std, _ = entropy_forward(structure, x, lambda _, shape: torch.randn(shape, generator=generator))
             draws.append(std.log())
         scores = torch.tensor([sum(_stage_terms(structure, d.tolist(), alphas)) for d in draws])
         log_sigma = torch.stack(draws).mean(0).tolist()
@@ -80,7 +78,9 @@ def _check_alphas(structure: Structure, alphas: Sequence[float]) -> None:
         raise ValueError(f"alphas {tuple(alphas)}: must be one for each of the {stages} stages")
 
 
-def _stage_terms(structure: Structure, log_sigma: Sequence[float], alphas: Sequence[float]) -> tuple[float, ...]:
+def _stage_terms(
+    structure: Structure, log_sigma: Sequence[float], alphas: Sequence[float]
+) -> tuple[float, ...]:
     total = list(accumulate(log_sigma, initial=0.0))
     return tuple(
         alpha * (total[row.blocks] + math.log(row.channels)) if alpha else 0.0
@@ -131,7 +131,9 @@ def _channel_terms(block: BlockSpec) -> float:
         return 0.5 * math.log(block.cin)
     mids = 1 if block.kind == "k1dwk1" else 2  # a depthwise convolution has one input channel
     return 0.5 * (
-        math.log(block.cin) + (block.depth - 1) * math.log(block.cout) + mids * block.depth * math.log(block.mid)
+        math.log(block.cin)
+        + (block.depth - 1) * math.log(block.cout)
+        + mids * block.depth * math.log(block.mid)
     )
 
 
@@ -187,7 +189,11 @@ def entropy_forward(
             continue
         shape = (conv.cout, conv.cin // conv.groups, conv.kernel, conv.kernel)
         x_BCHW = F.conv2d(
-            x_BCHW, weight(conv.name, shape), stride=conv.stride, padding=(conv.kernel - 1) // 2, groups=conv.groups
+            x_BCHW,
+            weight(conv.name, shape),
+            stride=conv.stride,
+            padding=(conv.kernel - 1) // 2,
+            groups=conv.groups,
         )
         std = x_BCHW.std()
         x_BCHW = x_BCHW / std

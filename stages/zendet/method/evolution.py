@@ -102,7 +102,9 @@ class Island:
             population.insert(score, _structure(blocks))
         if state["best"]:
             population.best = state["best"][0], _structure(state["best"][1])
-        return cls(rng, population, set(state["seen"]), state["evaluations"], state["feasible"], state["fine"])
+        return cls(
+            rng, population, set(state["seen"]), state["evaluations"], state["feasible"], state["fine"]
+        )
 
 
 def _plain(structure: Structure) -> list[list[Any]]:
@@ -166,9 +168,7 @@ class EvolutionarySearch:
         state = state or {"islands": [self._first(i).state() for i in range(self.islands)], "history": []}
         rounds = math.ceil(self.evaluations / (self.round * self.islands))
         workers = min(processes, self.islands)
-        pool = (
-            ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) if workers > 1 else None
-        )
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) if workers > 1 else None
         try:
             for number in range(len(state["history"]), rounds):
                 advance = pool.map if pool else map
@@ -191,7 +191,9 @@ class EvolutionarySearch:
 
     def _first(self, index: int) -> Island:
         island = Island(
-            Random(f"{self.seed} {index}"), Population(self.population, self.select), {_identity(self.initial)}
+            Random(f"{self.seed} {index}"),
+            Population(self.population, self.select),
+            {_identity(self.initial)},
         )
         island.population.insert(self.objective(self.initial), self.initial)
         return island

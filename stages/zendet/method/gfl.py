@@ -1,9 +1,11 @@
 """GFLV2's head and losses: boxes as distributions, and their sharpness as quality (card, section 7).
 
-Li et al., Generalized Focal Loss (NeurIPS 2020) and V2 (CVPR 2021). Shapes: B images, K classes, N positions, R = reg_max + 1 bins.
+Li et al., Generalized Focal Loss (NeurIPS 2020) and V2 (CVPR 2021). Shapes: B images, K classes, N positions,
+R = reg_max + 1 bins.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +88,7 @@ class GFLHead(nn.Module):
         self.reg_max = reg_max
         widths = [channels_in, *[channels] * convs]
         for branch in ("cls_convs", "reg_convs"):
-            pairs = zip(widths, widths[1:], strict=False)
+            pairs = pairwise(widths)
             setattr(self, branch, nn.Sequential(*(_ConvGN(cin, cout, groups) for cin, cout in pairs)))
         self.gfl_cls = nn.Conv2d(channels, classes, 3, padding=1)
         self.gfl_reg = nn.Conv2d(channels, 4 * (reg_max + 1), 3, padding=1)

@@ -160,8 +160,14 @@ def profile_cpu(queries: Iterable[ConvQuery], batch: int, repeats: int = 5) -> l
     for query in dict.fromkeys(queries):
         groups = query.cin if query.depthwise else 1
         conv = nn.Conv2d(
-            query.cin, query.cout, query.kernel, query.stride, (query.kernel - 1) // 2, bias=False, groups=groups
-        ).to(memory_format=torch.channels_last)
+            query.cin,
+            query.cout,
+            query.kernel,
+            query.stride,
+            (query.kernel - 1) // 2,
+            bias=False,
+            groups=groups,
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = torch.randn(batch, query.cin, query.side, query.side).to(memory_format=torch.channels_last)
         shortcut = conv(x)
         seconds = []

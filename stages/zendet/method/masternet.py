@@ -81,7 +81,8 @@ class MasterNet(nn.Module):
         self.out_blocks = [ends[index] for index in out_indices]
         self.out_channels = [structure[end].cout for end in self.out_blocks]
         self.block_list = nn.ModuleList(
-            ConvBN(b.cin, b.cout, b.kernel, b.stride) if b.kind == "conv" else SuperBlock(b) for b in structure
+            ConvBN(b.cin, b.cout, b.kernel, b.stride) if b.kind == "conv" else SuperBlock(b)
+            for b in structure
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

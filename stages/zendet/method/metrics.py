@@ -16,7 +16,7 @@ def coco_ground_truth(
     sizes: Sequence[tuple[int, int]], targets: Sequence[dict[str, Tensor]], classes: int
 ) -> dict[str, Any]:
     """An annotation file in memory, for images numbered from 0 of (height, width) and targets with boxes and labels."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image, target in enumerate(targets):
         for box, label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
             width, height = box[2] - box[0], box[3] - box[1]
@@ -40,7 +40,10 @@ def coco_detections(image: int, detection: dict[str, Tensor]) -> list[dict[str, 
             "score": score,
         }
         for box, score, label in zip(
-            detection["boxes"].tolist(), detection["scores"].tolist(), detection["labels"].tolist(), strict=True
+            detection["boxes"].tolist(),
+            detection["scores"].tolist(),
+            detection["labels"].tolist(),
+            strict=True,
         )
     ]
 

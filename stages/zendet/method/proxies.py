@@ -51,7 +51,9 @@ def zen_score_of(
     """Zen-score of a structure, its shortcuts left out, with weights and inputs drawn from `generator`."""
     convs = [
         PlainConv(
-            torch.randn((c.cout, c.cin // c.groups, c.kernel, c.kernel), generator=generator), c.stride, c.groups
+            torch.randn((c.cout, c.cin // c.groups, c.kernel, c.kernel), generator=generator),
+            c.stride,
+            c.groups,
         )
         for c in convolutions(structure)
         if c.role != "projection"

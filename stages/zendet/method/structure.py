@@ -161,12 +161,19 @@ def convolutions(structure: Structure) -> Iterator[ConvSpec]:
                 f"{name}.conv2.conv1", "conv2", mid, mid, k, stride, groups, shrink, number, bridged
             )
             shrink *= stride
-            yield ConvSpec(
-                f"{name}.conv3.conv1", "conv3", mid, block.cout, 1, 1, 1, shrink, number, bridged
-            )
+            yield ConvSpec(f"{name}.conv3.conv1", "conv3", mid, block.cout, 1, 1, 1, shrink, number, bridged)
             if block.kind == "k1kxk1" and j == 0:
                 yield ConvSpec(
-                    f"{name}.residual_proj.conv1", "projection", cin, block.cout, 1, 1, 1, shrink, number, True
+                    f"{name}.residual_proj.conv1",
+                    "projection",
+                    cin,
+                    block.cout,
+                    1,
+                    1,
+                    1,
+                    shrink,
+                    number,
+                    True,
                 )
             number += 1
 
