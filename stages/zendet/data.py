@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stages.zendet.method.detector import Target
-from stages.zendet.method.metrics import COCO_AREAS, coco_ground_truth
+from stages.zendet.method.metrics import COCO_AREAS, Target, coco_ground_truth
 from stages.zendet.scenes import CLASSES
 
 Split = Literal["train", "val"]
@@ -48,7 +47,7 @@ class Images(Dataset[tuple[Tensor, Target]]):
         self, order: list[list[int]], workers: int = 0
     ) -> Iterator[tuple[list[Tensor], list[Target]]]:
         """Images and targets of each list of indices."""
-        yield from DataLoader(self, batch_sampler=order, num_workers=workers, collate_fn=_lists)  # type: ignore[arg-type]
+        yield from DataLoader(self, batch_sampler=order, num_workers=workers, collate_fn=_lists)
 
 
 def _lists(items: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:

@@ -14,18 +14,17 @@ from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.files import output_dir
 from stages.common.stage.params import load_params
 from stages.common.stage.run import run, seed_everything
-from stages.zendet.data import Split
 from stages.zendet.params import ZendetParams
 from stages.zendet.scenes import make_scenes
 
-SCENE_SEEDS: dict[Split, int] = {"train": 0, "val": 1}
+SCENE_SEEDS = {"train": 0, "val": 1}
 
 
 def main() -> None:
     """Prepare the data of the active scale."""
     params = load_params(ZendetParams, "zendet")
     seed_everything(0)
-    counts: dict[Split, int | None] = {"train": params.data.train_images, "val": params.data.val_images}
+    counts = {"train": params.data.train_images, "val": params.data.val_images}
     with output_dir(Path("data/zendet") / params.scale) as output:
         if params.data.kind == "scenes":
             for split, count in counts.items():
@@ -36,7 +35,7 @@ def main() -> None:
             (output / "coco.json").write_text(json.dumps(coco_listing(params, counts)))
 
 
-def coco_listing(params: ZendetParams, counts: dict[Split, int | None]) -> dict[str, object]:
+def coco_listing(params: ZendetParams, counts: dict[str, int | None]) -> dict[str, object]:
     """The root and the image ids of both splits; training images need an object.
 
     Raises:

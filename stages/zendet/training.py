@@ -14,8 +14,8 @@ from stages.common.stage.device import is_main, parallel, process_share
 from stages.common.stage.progress import tick
 from stages.common.stage.tracking import RunLog
 from stages.zendet.data import Images
-from stages.zendet.method.detector import DetectorConfig, Target, build_detector
-from stages.zendet.method.metrics import coco_detections
+from stages.zendet.method.detector import DetectorConfig, build_detector
+from stages.zendet.method.metrics import Target, coco_detections
 from stages.zendet.method.structure import Structure
 from stages.zendet.params import HeadName, Train, ZendetParams
 
@@ -53,7 +53,7 @@ def detector_for(structure: Structure, head: HeadName, classes: int, params: Zen
         tuple(recipe.sizes), recipe.longest,
     )  # fmt: skip
     model = build_detector(structure, config, recipe.zero_residual)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def batch_order(images: int, batch: int, steps: int, seed: int) -> list[list[int]]:

@@ -24,10 +24,10 @@ from torchvision.ops import batched_nms, generalized_box_iou_loss
 from stages.zendet.method.atss import assign, centres, grid_anchors
 from stages.zendet.method.gfl import GFLHead, distribution_focal_loss, integral, quality_focal_loss
 from stages.zendet.method.masternet import MasterNet
+from stages.zendet.method.metrics import Target
 from stages.zendet.method.structure import Structure
 
 HeadName = Literal["fcos", "retinanet", "gfl"]
-Target = dict[str, Tensor]  # boxes [G, 4], labels [G]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCORE, NMS, CANDIDATES, DETECTIONS = 0.05, 0.6, 1000, 100
 BOX_WEIGHT, DFL_WEIGHT = 2.0, 0.25
@@ -181,7 +181,7 @@ class GFLDetector(nn.Module):
             self._detect([s[i] for s in scores], [b[i] for b in logits], anchors, batch.image_sizes[i])
             for i in range(len(images))
         ]
-        return self.transform.postprocess(detections, batch.image_sizes, originals)  # type: ignore[no-any-return]
+        return self.transform.postprocess(detections, batch.image_sizes, originals)
 
     def _losses(
         self, score_BNK: Tensor, logits_BNR: Tensor, anchors: list[Tensor], targets: list[Target]

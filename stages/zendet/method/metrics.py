@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+Target = dict[str, Tensor]  # objects of an image: boxes [G, 4] (x1, y1, x2, y2 in pixels), labels [G]
 COCO_AREAS = (32, 96)  # sides between small, medium and large objects
 METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 
 
 def coco_ground_truth(
-    sizes: Sequence[tuple[int, int]], targets: Sequence[dict[str, Tensor]], classes: int
+    sizes: Sequence[tuple[int, int]], targets: Sequence[Target], classes: int
 ) -> dict[str, Any]:
     """An annotation file in memory, for images numbered from 0 of (height, width) and targets with boxes and labels."""
     annotations: list[dict[str, Any]] = []
