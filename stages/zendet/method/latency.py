@@ -178,3 +178,27 @@ def profile_cpu(queries: Iterable[ConvQuery], batch: int, repeats: int = 5) -> l
             seconds.append(time.perf_counter() - start)
         rows.append(TableRow(query, batch, 1e3 * float(np.median(seconds))))
     return rows
+
+
+def cpu_grid(side: int, depthwise: bool, largest: float = 4e8) -> list[ConvQuery]:
+    """Convolutions to measure so that a table covers the search spaces for images of this side.
+
+    Those of more than `largest` multiply-adds are left to interpolation.
+    """
+    queries = [ConvQuery(False, 3, side, cout, 3, 2, 0) for cout in (8, 16, 32, 64)]
+    for shrink in (2, 4, 8, 16, 32):
+        for cout in (8, 32, 128, 512, 2048):
+            here = max(1, side // shrink)
+            for fused in (0, 1):
+                for ratio in (0.25, 1, 4):
+                    queries.append(ConvQuery(False, max(1, round(ratio * cout)), here, cout, 1, 1, fused))
+            for kernel in (1, 3, 5):
+                for stride in (1, 2):
+                    if kernel > 1 or stride == 2:
+                        queries.append(ConvQuery(depthwise, cout, here, cout, kernel, stride, 0))
+    return [query for query in queries if _macs(query) <= largest]
+
+
+def _macs(query: ConvQuery) -> float:
+    per_output = query.kernel**2 * (1 if query.depthwise else query.cin)
+    return query.cout * per_output * (query.side / query.stride) ** 2
