@@ -17,8 +17,8 @@ SIZE = 64
 def two_images() -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     """A bright square in the dark, and a picture without objects."""
     image = torch.zeros(3, SIZE, SIZE)
-    image[:, 16:40, 20:44] = 1.0
-    box = torch.tensor([[20.0, 16.0, 44.0, 40.0]])
+    image[:, 14:38, 20:44] = 1.0
+    box = torch.tensor([[20.0, 14.0, 44.0, 38.0]])
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
     return [image, torch.zeros(3, SIZE, SIZE)], [{"boxes": box, "labels": torch.tensor([1])}, nothing]
 
@@ -43,7 +43,7 @@ def test_heads_learn_one_object(head: str) -> None:
         found, _ = detector(images)
     best = found["scores"].argmax()
     assert found["labels"][best] == 1
-    overlap = torch.tensor([20.0, 16.0, 44.0, 40.0]) - found["boxes"][best]
+    overlap = torch.tensor([20.0, 14.0, 44.0, 38.0]) - found["boxes"][best]
     assert overlap.abs().max() < 8
 
 
@@ -96,7 +96,7 @@ def test_scenes_are_repeatable_and_as_described() -> None:
 def test_flip_twice_is_nothing() -> None:
     images, targets = two_images()
     once = flip(images[0], targets[0])
-    assert once[1]["boxes"].tolist() == [[20.0, 16.0, 44.0, 40.0]]  # SIZE - 44, SIZE - 20: symmetric
+    assert once[1]["boxes"].tolist() == [[20.0, 14.0, 44.0, 38.0]]  # SIZE - 44, SIZE - 20: symmetric
     image, target = flip(*once)
     assert torch.equal(image, images[0])
     assert torch.equal(target["boxes"], targets[0]["boxes"])

@@ -31,6 +31,7 @@ HeadName = Literal["fcos", "retinanet", "gfl"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCORE, NMS, CANDIDATES, DETECTIONS = 0.05, 0.6, 1000, 100
 BOX_WEIGHT, DFL_WEIGHT = 2.0, 0.25
+CENTRE_RADIUS = 1.5  # strides around an object's centre where FCOS has its positives
 BIN_MARGIN = 0.1  # targets stay this far below the last bin
 
 
@@ -129,7 +130,16 @@ def build_detector(structure: Structure, config: DetectorConfig, zero_residual: 
             head.regression_head = FCOSRegressionHead(
                 config.channels, 1, num_convs=config.convs, norm_layer=norm
             )
-            return FCOS(pyramid, config.classes, anchor_generator=anchors, head=head, **common)
+            # torchvision measures the radius in anchor sides, which are not the strides here
+            radius = CENTRE_RADIUS * config.strides[0] / _fcos_size(config.strides[0], config)
+            return FCOS(
+                pyramid,
+                config.classes,
+                center_sampling_radius=radius,
+                anchor_generator=anchors,
+                head=head,
+                **common,
+            )
         case _:
             scales = tuple(tuple(round(4 * s * 2 ** (i / 3)) for i in range(3)) for s in config.strides)
             sized = AnchorGenerator(scales, ((0.5, 1.0, 2.0),) * config.levels)

@@ -15,7 +15,7 @@ Choose = Callable[[Sequence[Any]], Any]
 Rules = Literal["2022", "2023"]
 KERNELS, DEPTH_CHANGES = (3, 5), (-2, -1, 1, 2)
 MAX_STEM = 32
-STEPS = 2  # blocks changed by one mutation
+STEPS = 2  # blocks changed by one mutation where the layers fit
 
 
 def round8(value: float) -> int:
@@ -62,14 +62,17 @@ class Space:
         return tuple(blocks)
 
     def mutate(self, structure: Structure, rng: Random, fine: bool = False) -> Structure:
-        """One mutation: two changed blocks, each tried again while the layers exceed the budget."""
+        """One mutation: two steps, each of which goes on changing blocks until the layers keep to the budget.
+
+        So depth can move from one block to another where the budget is full. After as many changes as there are
+        blocks a step ends anyway, and the budget rejects what is still too deep.
+        """
         candidates = [i for i in range(len(structure)) if self.mutable(structure, i)]
         for _ in range(STEPS):
             for _ in range(len(structure)):
-                child = self.apply(structure, rng.choice(candidates), rng.choice, fine)
-                if count_layers(child) <= self.layers:
+                structure = self.apply(structure, rng.choice(candidates), rng.choice, fine)
+                if count_layers(structure) <= self.layers:
                     break
-            structure = child  # the last try stays even where it is too deep: the budget rejects it
         return structure
 
     def _kernel(self, kernel: int, choose: Choose) -> int:
