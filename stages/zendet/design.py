@@ -167,7 +167,7 @@ def shrunk(structure: Structure, budget: Budget) -> Structure | None:
     """The widest shrunk structure within a budget, at most a quarter of it if possible (card, section 5)."""
     fitting = [s for s in (shrink(structure, h) for h in range(HALVINGS + 1)) if budget.holds(s)]
     roomy = [s for s in fitting if scaled(budget, 0.25).holds(s)]
-    return (roomy or fitting or [None])[0]
+    return next(iter(roomy or fitting), None)
 
 
 def find(budget: Budget, start: Structure, arguments: argparse.Namespace) -> Structure:
