@@ -89,7 +89,9 @@ def read_arguments() -> argparse.Namespace:
     parser = Parser(prog="python -m stages.zendet.design", description="Search a backbone for a budget.")
     parser.add_argument("output", type=Path, help="folder to write (replaced as a whole)")
     parser.add_argument("--flops", type=float, help="multiply-adds of one image, for example 300e6")
-    parser.add_argument("--params", type=float, help="parameters of the backbone, for example 5e6")
+    parser.add_argument(
+        "--params", type=lambda text: int(float(text)), help="of the backbone, for example 5e6"
+    )
     parser.add_argument("--layers", type=int, default=49, help="convolutions, shortcuts not counted")
     parser.add_argument("--latency", type=float, help="milliseconds of one batch")
     parser.add_argument("--latency-table", help="a table of the authors, or 'cpu': measured here")
@@ -147,7 +149,7 @@ def scaled(budget: Budget, share: float) -> Budget:
     return replace(
         budget,
         flops=None if budget.flops is None else share * budget.flops,
-        params=None if budget.params is None else share * budget.params,
+        params=None if budget.params is None else int(share * budget.params),
         latency=None if budget.latency is None else share * budget.latency,
     )
 

@@ -63,8 +63,8 @@ def test_text_form_and_scores_agree(drawn: tuple[str, str, Structure, Structure]
     child = drawn[3]
     assert parse_structure(dump_structure(child)) == child
     for method in ("analytic", "closed_form"):
-        fast = EntropyScorer((SIZE, 2 * SIZE), method=method)(child)  # type: ignore[arg-type]
-        assert fast == pytest.approx(entropy_score(child, (SIZE, 2 * SIZE), method=method).total)  # type: ignore[arg-type]
+        fast = EntropyScorer((SIZE, 2 * SIZE), method=method)(child)
+        assert fast == pytest.approx(entropy_score(child, (SIZE, 2 * SIZE), method=method).total)
 
 
 @pytest.mark.parametrize("start", [INITIAL_DETECTION, INITIAL_MOBILE])
