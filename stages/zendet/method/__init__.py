@@ -1,0 +1,1 @@
+"""The method, no files and no tracking. Read structure, cost, entropy, spaces and evolution in this order."""

@@ -1,0 +1,228 @@
+"""The stages end to end on tiny inputs, on scenes and on a stand-in for COCO; faults."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from stages.common.results import COLUMNS, read_parquet
+from stages.common.stage.errors import InputError, ParameterError
+from stages.common.stage.params import load_params
+from stages.common.stage.run import ROOT
+from stages.zendet import evaluate, official_search, prepare, report, score_check, search, train
+from stages.zendet.params import ZendetParams
+from stages.zendet.training import batch_order
+
+Settings = dict[str, Any]
+Main = Callable[[], None]
+
+
+def preset(scale: str) -> Settings:
+    return yaml.safe_load((ROOT / "conf" / "zendet" / f"{scale}.yaml").read_text())
+
+
+def tiny(scale: str = "quick") -> Settings:
+    """A preset cut down to seconds."""
+    settings = preset(scale)
+    settings.update(
+        launch="python", seeds=[0, 1], image_size=64, strategies=["resnet", "entropy", "min-entropy"],
+        backbones=["resnet", "entropy"], reference={"stem": 8, "mids": [8, 8, 8, 16], "depths": [1, 1, 1, 1]},
+        detector={"channels": 8, "convs": 1, "levels": 3, "groups": 4},
+        score_check={"structures": 4, "sizes": [64, 32], "batch": 1, "repeats": 2},
+    )  # fmt: skip
+    settings["search"].update(
+        population=8, evaluations=60, zen_evaluations=4, official_evaluations=60, official_seeds=[0, 1]
+    )
+    settings["data"].update(train_images=8, val_images=4)
+    settings["train"].update(
+        length={"gfl": 2}, batch=4, sizes=[64], longest=64, warmup=1, precision="float32", workers=0
+    )
+    return settings
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the stages read of the repository; one worker, no MLflow."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENCORE_JOBS", "1")
+    monkeypatch.setattr(report, "start_sync", lambda: None)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "published").symlink_to(ROOT / "reports" / "published")
+    return tmp_path
+
+
+def stage(main: Main, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
+    main()
+
+
+def write_params(settings: Settings) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump({"zendet": settings}))
+
+
+def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_params(settings)
+    for main in (prepare.main, official_search.main, score_check.main):
+        stage(main, monkeypatch)
+    for seed in settings["seeds"]:
+        for strategy in settings["strategies"]:
+            stage(search.main, monkeypatch, "--strategy", strategy, "--seed", seed)
+        for backbone in settings["backbones"]:
+            stage(train.main, monkeypatch, "--backbone", backbone, "--seed", seed)
+    for main in (evaluate.main, report.main):
+        stage(main, monkeypatch)
+
+
+def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny()
+    settings["train"]["length"] = {"gfl": 2, "fcos": 2, "retinanet": 1}
+    run_all(settings, monkeypatch)
+    output = workspace / "reports" / "zendet" / "quick"
+    results = read_parquet(output / "results.parquet")
+    assert list(results.columns) == list(COLUMNS)
+    assert set(results["table"]) == {"T1", "T2", "T3", "T4", "T5", "F1", "F2"}
+    ap = results[(results["table"] == "T1") & (results["metric"] == "AP")]
+    assert ap.groupby(["method", "setting"]).size().to_dict() == {
+        (backbone, head): 2 for backbone in ("resnet", "entropy") for head in ("gfl", "fcos", "retinanet")
+    }
+    claims = {claim["id"]: claim for claim in json.loads((output / "claims.json").read_text())}
+    assert claims["1a"]["verdict"] == claims["1b"]["verdict"] == claims["4"]["verdict"] == "supported"
+    for number in ("5-gfl", "7", "8-S"):
+        assert claims[number]["verdict"] == "not tested at this scale"
+    first = {path.name: path.read_bytes() for path in output.iterdir()}
+    stage(report.main, monkeypatch)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == first
+
+
+def test_a_training_repeats_and_resumes_to_the_same_bytes(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny()
+    settings["train"]["length"] = {"gfl": 4}
+    write_params(settings)
+    stage(prepare.main, monkeypatch)
+    stage(search.main, monkeypatch, "--strategy", "resnet", "--seed", 0)
+    cell = ("--backbone", "resnet", "--seed", 0)
+    stage(train.main, monkeypatch, *cell)
+    path = workspace / "runs/zendet/quick/train/resnet-0/gfl.safetensors"
+    once = path.read_bytes()
+    monkeypatch.setattr("stages.zendet.training.CHECKPOINT_SECONDS", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    steps = 0
+
+    def interrupted() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise Killed
+
+    monkeypatch.setattr("stages.zendet.training.tick", interrupted)
+    with pytest.raises(Killed):
+        stage(train.main, monkeypatch, *cell)
+    assert list(workspace.glob(".encore/work/zendet-train-*/gfl.ckpt"))
+    stage(train.main, monkeypatch, *cell)
+    assert steps == 5  # the killed one had saved before its third step
+    assert path.read_bytes() == once
+
+
+def stand_in_coco(root: Path) -> None:
+    """A few noisy pictures with one or two boxes where COCO would be; category ids have gaps."""
+    rng = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train", 6), ("val", 3)):
+        (root / f"{split}2017").mkdir()
+        images, annotations = [], []
+        for image in range(1, count + 1):
+            name = f"{image:012d}.jpg"
+            Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(
+                root / f"{split}2017" / name
+            )
+            images.append({"id": image, "file_name": name, "height": 48, "width": 64})
+            for number in range(2):
+                annotations.append(
+                    {
+                        "id": 10 * image + number, "image_id": image, "category_id": (1, 90)[number],
+                        "bbox": [4 + 20 * number, 6, 18, 30], "area": 540, "iscrowd": int(number == 1 and image == 1),
+                    }
+                )  # fmt: skip
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "a"}, {"id": 90, "name": "b"}],
+        }
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("scale", ["real", "paper"])
+def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny(scale)
+    settings.update(seeds=[0], strategies=["resnet", "entropy"], backbones=["resnet"])
+    settings["data"]["coco_root"] = str(workspace / "coco")
+    settings["train"]["length"] = {"gfl": 1}
+    stand_in_coco(workspace / "coco")
+    run_all(settings, monkeypatch)
+    results = read_parquet(workspace / "reports" / "zendet" / scale / "results.parquet")
+    ap = results[(results["table"] == "T1") & (results["metric"] == "AP")]
+    assert ap["data"].tolist() == ["coco"]
+
+
+def test_missing_coco_is_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny("real")
+    write_params(settings)
+    with pytest.raises(ParameterError, match="coco_root: missing"):
+        stage(prepare.main, monkeypatch)
+    settings["data"]["coco_root"] = str(workspace / "coco")
+    write_params(settings)
+    with pytest.raises(InputError, match="train2017: not a folder"):
+        stage(prepare.main, monkeypatch)
+    stand_in_coco(workspace / "coco")
+    (workspace / "coco/annotations/instances_train2017.json").write_text("{")
+    with pytest.raises(InputError, match="not an annotation file"):
+        stage(prepare.main, monkeypatch)
+    assert not Path("data/zendet/real").exists()
+
+
+def test_damaged_scenes_are_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_params(tiny())
+    stage(prepare.main, monkeypatch)
+    stage(search.main, monkeypatch, "--strategy", "resnet", "--seed", 0)
+    file = workspace / "data/zendet/quick/train.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"train\.safetensors: damaged"):
+        stage(train.main, monkeypatch, "--backbone", "resnet", "--seed", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"image_size": 100}, "image_size = 100"),
+        ({"backbones": ["random"]}, "must be among strategies"),
+        ({"strategies": ["random"], "backbones": ["random"]}, "'entropy' is the method"),
+        ({"detector": {"channels": 10, "convs": 1, "levels": 3, "groups": 4}}, "must divide"),
+        ({"reference": {"stem": 8, "mids": [8], "depths": [1]}}, "one value for each"),
+    ],
+)
+def test_wrong_parameters_are_told(
+    change: Settings, problem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tiny() | change)
+    with pytest.raises(ParameterError, match=problem) as error:
+        load_params(ZendetParams, "zendet")
+    assert "\n" not in str(error.value)
+
+
+def test_batches_pass_over_all_images() -> None:
+    order = batch_order(10, 3, 6, seed=0)
+    for start in (0, 3):
+        assert len({index for batch in order[start : start + 3] for index in batch}) == 9
+    assert order == batch_order(10, 3, 8, seed=0)[:6]
+    assert order != batch_order(10, 3, 6, seed=1)
