@@ -21,6 +21,11 @@ class DropPath(nn.Module):
         return x * torch.empty(len(x), *[1] * (x.ndim - 1), device=x.device).bernoulli_(keep) / keep
 
 
+def drop_path_rates(last: float, blocks: int) -> list[float]:
+    """Of every block, rising linearly from 0 to `last`."""
+    return [last * number / max(1, blocks - 1) for number in range(blocks)]
+
+
 class MLP(nn.Module):
     """Linear, GELU, Linear over the last axis."""
 

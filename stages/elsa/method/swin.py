@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import ELSAAttention
-from .block import Block
+from .block import Block, drop_path_rates
 from .mixers import WindowAttention
 
 MixerFactory = Callable[[int, int, int, int], nn.Module]  # (dim, heads, window, shift)
@@ -79,7 +79,7 @@ class SwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.dims = [embed_dim * 2**stage for stage in range(len(depths))]
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         stages = []
         for index, (dim, depth, heads) in enumerate(zip(self.dims, depths, num_heads, strict=True)):

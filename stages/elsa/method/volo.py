@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import MLP, Block, elsa_block
+from .block import MLP, Block, drop_path_rates, elsa_block
 from .swin import initialise
 
 
@@ -119,7 +119,7 @@ class ELSAVOLO(nn.Module):
     ) -> None:
         super().__init__()
         (local, dim), (local_heads, heads) = embed_dims, num_heads
-        rates = torch.linspace(0, drop_path, sum(layers)).tolist()
+        rates = drop_path_rates(drop_path, sum(layers))
         self.patch_embed = Stem(stem_hidden_dim, local, patch_size)
         elsa = [
             elsa_block(local, kernel_size, local_heads, mlp_ratio,
