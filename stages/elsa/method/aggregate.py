@@ -13,6 +13,7 @@ v is zero outside the map, while the softmax that made h ran over all taps. Head
 Half-precision inputs are summed in float32.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal
 
@@ -80,7 +81,7 @@ def hadamard_ghost_aggregate(
         return aggregate(*inputs, grid)
     precise = torch.promote_types(v_BGcHW.dtype, torch.float32)
     inputs = tuple(None if x is None else x.to(precise) for x in inputs)  # type: ignore[assignment]
-    with torch.autocast(v_BGcHW.device.type, enabled=False):
+    with _without_autocast(v_BGcHW):
         match backend:
             case "reference":
                 out = unfold_aggregate(*inputs, grid)
@@ -97,6 +98,13 @@ def _check(v: Tensor, attn: Tensor, kernel_size: int) -> None:
     expected = (*v.shape[:2], kernel_size**2, *v.shape[3:])
     if attn.shape != expected:
         raise ValueError(f"attn is {list(attn.shape)}, must be {list(expected)} for v {list(v.shape)}")
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # the meta device, on which costs are counted
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def unfold_aggregate(v: Tensor, h: Tensor, mul: Tensor | None, add: Tensor | None, grid: Grid) -> Tensor:
@@ -188,5 +196,6 @@ class _NeighbourProducts(torch.autograd.Function):
 def neighbour_products(q_BGcHW: Tensor, k_BGcHW: Tensor, kernel_size: int, dilation: int = 1) -> Tensor:
     """`q[n] . k[n + t]` of every pixel with its neighbours, `[B, G, T, H, W]`; zero outside the map."""
     grid = Grid(kernel_size, dilation, *q_BGcHW.shape[-2:])
-    with torch.autocast(q_BGcHW.device.type, enabled=False):
-        return _NeighbourProducts.apply(q_BGcHW.float(), k_BGcHW.float(), grid)
+    precise = torch.promote_types(q_BGcHW.dtype, torch.float32)
+    with _without_autocast(q_BGcHW):
+        return _NeighbourProducts.apply(q_BGcHW.to(precise), k_BGcHW.to(precise), grid)
