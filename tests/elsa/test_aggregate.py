@@ -15,25 +15,30 @@ from stages.common.stage.run import ROOT
 from stages.elsa.method.aggregate import Backend, hadamard_ghost_aggregate, neighbour_products
 from stages.elsa.method.taps import Grid, gather, inside, scatter, shifted
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 def draw(
     batch: int, heads: int, channels: int, height: int, width: int, k: int, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Inputs:
     """Values, attention, and positive multiplicative and additive ghost matrices."""
     generator = torch.Generator().manual_seed(height * 31 + width * 7 + k)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    v, h = normal(batch, heads, channels, height, width), normal(batch, heads, k * k, height, width).softmax(2)
+    v, h = (
+        normal(batch, heads, channels, height, width),
+        normal(batch, heads, k * k, height, width).softmax(2),
+    )
     mul, add = normal(heads * channels, k, k).exp(), normal(heads * channels, k, k)
     return tuple(x.to(dtype).requires_grad_() for x in (v, h, mul, add))  # type: ignore[return-value]
 
 
 def value_and_gradients(
-    inputs: tuple[Tensor, ...], k: int, dilation: int, lam: float, gamma: float, backend: Backend
+    inputs: Inputs, k: int, dilation: int, lam: float, gamma: float, backend: Backend
 ) -> list[Tensor]:
-    out = hadamard_ghost_aggregate(*inputs, k, dilation, lam, gamma, backend)  # type: ignore[arg-type]
+    out = hadamard_ghost_aggregate(*inputs, k, dilation, lam, gamma, backend)
     cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     used = [inputs[0], inputs[1], *([inputs[2]] if lam else []), *([inputs[3]] if gamma else [])]
     return [out.detach(), *torch.autograd.grad((out * cotangent).sum(), used)]
@@ -86,13 +91,11 @@ def test_neighbour_products_are_differentiable() -> None:
 def test_other_types_are_near_double(backend: Backend, dtype: torch.dtype) -> None:
     """Half types are summed in float32: the error is that of rounding inputs and output, not of 49 sums."""
     exact = draw(2, 2, 4, 9, 8, 7)
-    inputs = tuple(x.detach().to(dtype).requires_grad_() for x in exact)
-    rounded = tuple(x.detach().double().requires_grad_() for x in inputs)
+    inputs: Inputs = tuple(x.detach().to(dtype).requires_grad_() for x in exact)  # type: ignore[assignment]
+    rounded: Inputs = tuple(x.detach().double().requires_grad_() for x in inputs)  # type: ignore[assignment]
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     ours = value_and_gradients(inputs, 7, 1, 1.0, 1.0, backend)
-    for mine, reference in zip(
-        ours, value_and_gradients(rounded, 7, 1, 1.0, 1.0, "reference"), strict=True
-    ):
+    for mine, reference in zip(ours, value_and_gradients(rounded, 7, 1, 1.0, 1.0, "reference"), strict=True):
         assert mine.dtype == dtype
         scale = float(reference.abs().max())
         assert float((mine.double() - reference).abs().max()) <= tolerance * scale
@@ -181,7 +184,9 @@ def test_lambda_of_zero_drops_the_factor_also_where_it_is_zero_or_negative() -> 
 
 def test_taps_outside_the_map() -> None:
     grid = Grid(3, 1, 2, 3)
-    assert inside(grid, torch.device("cpu"))[:, 0, 0].tolist() == [False] * 4 + [True] * 2 + [False] + [True] * 2
+    assert (
+        inside(grid, torch.device("cpu"))[:, 0, 0].tolist() == [False] * 4 + [True] * 2 + [False] + [True] * 2
+    )
     u = torch.arange(54.0).view(1, 1, 9, 2, 3)
     moved = shifted(u, grid)
     assert moved[0, 0, 4].tolist() == u[0, 0, 4].tolist()

@@ -88,7 +88,10 @@ def test_neighborhood_attention_is_masked_full_attention() -> None:
 
 def test_window_and_neighbourhood_agree_where_both_see_everything() -> None:
     """On a 3 x 3 map with kernel 5 and window 3 both supports are the whole map."""
-    sliding, window = mixers.NeighborhoodAttention(8, 2, 5, terms=True), mixers.WindowAttention(8, 2, 3, terms=True)
+    sliding, window = (
+        mixers.NeighborhoodAttention(8, 2, 5, terms=True),
+        mixers.WindowAttention(8, 2, 3, terms=True),
+    )
     window.load_state_dict(sliding.state_dict())
     x = torch.randn(2, 3, 3, 8)
     torch.testing.assert_close(window(x), sliding(x), atol=1e-5, rtol=1e-4)
@@ -132,7 +135,9 @@ def test_dense_backbone_feeds_torchvisions_pyramid(size: tuple[int, int]) -> Non
 
 
 def test_gradients_reach_every_parameter_of_elsa_swin() -> None:
-    model = elsa_swin(8, (1, 1), (2, 2), 4, img_size=12, patch_size=2, elsa_kernel=3, window_size=3, num_classes=3)
+    model = elsa_swin(
+        8, (1, 1), (2, 2), 4, img_size=12, patch_size=2, elsa_kernel=3, window_size=3, num_classes=3
+    )
     F.cross_entropy(model(torch.randn(2, 3, 12, 12)), torch.tensor([0, 2])).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
@@ -148,11 +153,15 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
 
 
 def test_token_label_loss() -> None:
-    model = ELSAVOLO((1, 1, 1, 1), (8, 12), (2, 3), 2, 4, img_size=32, num_classes=3, kernel_size=3, group_width=4)
+    model = ELSAVOLO(
+        (1, 1, 1, 1), (8, 12), (2, 3), 2, 4, img_size=32, num_classes=3, kernel_size=3, group_width=4
+    )
     x = torch.randn(2, 3, 32, 32)
     image, token = logits = model.logits(x)
     target, token_target = F.one_hot(torch.tensor([0, 2]), 3).float(), torch.full((2, 4, 3), 1 / 3)
-    expected = F.cross_entropy(image, target) + 0.5 * F.cross_entropy(token.flatten(0, 1), token_target.flatten(0, 1))
+    expected = F.cross_entropy(image, target) + 0.5 * F.cross_entropy(
+        token.flatten(0, 1), token_target.flatten(0, 1)
+    )
     assert torch.allclose(token_label_loss(logits, target, token_target), expected)
 
 

@@ -129,9 +129,7 @@ class _ShiftAggregate(torch.autograd.Function):
     """The sums of `taps.py`, the additive ghost split off as a depthwise convolution."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, v: Tensor, h: Tensor, mul: Tensor | None, add: Tensor | None, grid: Grid
-    ) -> Tensor:
+    def forward(ctx: Any, v: Tensor, h: Tensor, mul: Tensor | None, add: Tensor | None, grid: Grid) -> Tensor:
         ctx.save_for_backward(v, h, mul, add)
         ctx.grid = grid
         out = gather(v, h, grid, mul)
@@ -139,7 +137,7 @@ class _ShiftAggregate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         v, h, mul, add = ctx.saved_tensors
         need_v, need_h, need_mul, need_add = ctx.needs_input_grad[:4]
         grad_v = None
@@ -186,14 +184,14 @@ def _compiled() -> Any:
 
 class _NeighbourProducts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
         ctx.save_for_backward(q, k)
         ctx.grid = grid
         return products(q, k, grid).head.contiguous()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_BGTHW: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g_BGTHW: Tensor) -> tuple[Tensor | None, ...]:
         q, k = ctx.saved_tensors
         return gather(k, g_BGTHW, ctx.grid), scatter(q, g_BGTHW, ctx.grid), None
 
