@@ -65,7 +65,10 @@ def swin_to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     `qkv` [q|k|v] becomes `pre_proj` [v|q|k]; the bias table `[(2w-1)^2, heads]` by (query - key) becomes `rb`, transposed and
     reversed, because it is by (key - query). timm counts merging with the stage behind it, Swin with the one before.
     """
-    timm = "layers.1.downsample.norm.weight" in state_dict and "layers.0.downsample.norm.weight" not in state_dict
+    timm = (
+        "layers.1.downsample.norm.weight" in state_dict
+        and "layers.0.downsample.norm.weight" not in state_dict
+    )
     state = {}
     for name, value in state_dict.items():
         if name.endswith(("relative_position_index", "attn_mask")):

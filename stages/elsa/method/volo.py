@@ -53,9 +53,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """Attend globally."""
-        q, k, v = (
-            self.qkv(x_BHWC.flatten(1, 2)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = self.qkv(x_BHWC.flatten(1, 2)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj(out).view_as(x_BHWC)
 
