@@ -53,8 +53,8 @@ def equalities(results: pd.DataFrame, params: ElsaParams) -> Claim:
     """Claim 1; the golden cases are checked by the tests."""
     found = results[results["metric"] == "difference"]["value"]
     statement = (
-        "The operator equals depthwise convolution at h = 0, involution at lambda = gamma = 0, DDF-mul at (1, 0) and DDF-add "
-        "at (0, 1); its CPU backends agree in value and gradients"
+        "The operator equals depthwise convolution at h = 0, involution at lambda = gamma = 0, DDF-mul at (1, 0) and "
+        "DDF-add at (0, 1); its CPU backends agree in value and gradients"
     )
     test = f"largest absolute difference, random tensors in double precision, <= {EQUAL:g}"
     worst = float(found.max())

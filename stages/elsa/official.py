@@ -62,8 +62,8 @@ def dense_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def swin_to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Swin's weights (Microsoft's or timm's names) as the authors name window attention.
 
-    `qkv` [q|k|v] becomes `pre_proj` [v|q|k]; the bias table `[(2w-1)^2, heads]` by (query - key) becomes `rb`, transposed and
-    reversed, because it is by (key - query). timm counts merging with the stage behind it, Swin with the one before.
+    `qkv` [q|k|v] becomes `pre_proj` [v|q|k]; the bias table `[(2w-1)^2, heads]` by (query - key) becomes `rb`, transposed
+    and reversed, because it is by (key - query). timm counts merging with the stage behind it, Swin with the one before.
     """
     timm = (
         "layers.1.downsample.norm.weight" in state_dict

@@ -189,8 +189,8 @@ def _cost(operator: Costs, mixers: Costs, timings: Timings) -> str:
     names = {"reference": "unfold formulation (reference)", "shift": "**shift (default on a CPU)**"}
     return (
         "## Cost on a CPU (T7)\n\n"
-        f"Batch {BATCH}, kernel and window {KERNEL}; CPU time of one thread, the least of {REPEATS}; growth of resident memory. "
-        f"On {timings.machine}.\n\n"
+        f"Batch {BATCH}, kernel and window {KERNEL}; CPU time of one thread, the least of {REPEATS}; growth of "
+        f"resident memory. On {timings.machine}.\n\n"
         + markdown_table(
             ["operator at 96 x 56 x 56", *columns], [line(names[k], v) for k, v in operator.items()]
         )
