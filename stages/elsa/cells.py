@@ -8,7 +8,7 @@ from stages.common.stage.tracking import RunLog, run_key
 from stages.elsa.data import CLASSES, SIZES
 from stages.elsa.method.swin import SwinTransformer
 from stages.elsa.params import ElsaParams, Recipe
-from stages.elsa.variants import build_network, variants_of
+from stages.elsa.variants import build_network
 
 Step = Literal["pretrain", "finetune"]
 
@@ -22,7 +22,7 @@ def recipe_of(params: ElsaParams, step: Step) -> Recipe:
 
 def finetuned(params: ElsaParams) -> list[str]:
     """Rows that are fine-tuned: the main row of each mixer, where there is a second data set."""
-    return [variants_of(mixer, False)[0] for mixer in params.mixers] if params.finetune else []
+    return list(params.mixers) if params.finetune else []
 
 
 def key_of(params: ElsaParams, step: Step, name: str, seed: int) -> str:

@@ -32,7 +32,9 @@ def main() -> None:
                 train_row, step="finetune", seed=seed, params=params, prepared=prepared, folder=stage.work,
                 start=runs,
             )  # fmt: skip
-            with progress(f"elsa-finetune seed {seed}", len(names) * recipe_of(params, "finetune").steps) as bar:
+            with progress(
+                f"elsa-finetune seed {seed}", len(names) * recipe_of(params, "finetune").steps
+            ) as bar:
                 for name, _ in run_jobs(work, names):
                     bar.note(name)
         if not is_main():

@@ -6,77 +6,56 @@ from pydantic import AfterValidator, Field, model_validator
 
 from stages.common.stage.params import Scale, Section, Seeds, distinct
 
-DataName = Literal["textures", "new-textures", "cifar10", "digits", "folder"]
-MethodName = Literal[
-    "window",
-    "window-no-bias",
-    "window-all-terms",
-    "neighborhood",
-    "neighborhood-all-terms",
-    "depthwise",
-    "filter-norm",
-    "filter-softmax",
-    "involution",
-    "ddf-mul",
-    "ddf-add",
-    "hadamard",
-    "elsa",
-    "elsa-mul",
-    "elsa-mul-add",
-]
+DataName = Literal["textures", "textures-turned", "cifar10", "imagenet"]
+MixerName = Literal["window", "neighborhood", "depthwise", "dynamic", "ddf", "involution", "elsa"]
+AblationName = Literal[
+    "window-no-bias", "window-terms", "window-1-head", "window-2x-heads", "neighborhood-terms",
+    "dynamic-filter-norm", "ddf-add", "elsa-no-ghost", "elsa-mul", "elsa-mul-add", "elsa-1-head", "elsa-2x-heads",
+]  # fmt: skip
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class Trunk(Section):
-    """The network that all rows share; mixers differ in every stage but the last."""
+    """The Swin trunk that all rows share; the last stage keeps window attention in each of them."""
 
-    img_size: Count
     patch_size: Count
     embed_dim: Count
     depths: Annotated[list[Count], Field(min_length=2)]
-    num_heads: Annotated[list[Count], Field(min_length=2)]
-    window_size: Count  # and kernel of every sliding mixer
-    mlp_ratio: Positive
+    num_heads: Annotated[list[Count], Field(min_length=2)]  # "1x"; a variant may have others
+    window_size: Count  # and kernel size
     group_width: Count  # of ELSA's k x k convolution
-    drop_path: Rate
+    mlp_ratio: Positive
 
     @model_validator(mode="after")
     def _consistent(self) -> "Trunk":
         if len(self.depths) != len(self.num_heads):
-            raise ValueError(f"depths {self.depths} and num_heads {self.num_heads}: must be equally many")
+            raise ValueError("num_heads: as many as depths")
         if self.window_size % 2 == 0:
-            raise ValueError(f"window_size {self.window_size}: must be odd")
+            raise ValueError("window_size: must be odd, it is the kernel size too")
         for stage, heads in enumerate(self.num_heads):
-            if self.embed_dim * 2**stage % heads:
-                raise ValueError(f"num_heads {heads}: must divide {self.embed_dim * 2**stage} channels")
+            if self.embed_dim * 2**stage % (2 * heads):  # the head sweep doubles them
+                raise ValueError(f"num_heads: twice {heads} must divide {self.embed_dim * 2**stage} channels")
         return self
 
 
 class Recipe(Section):
-    """One training: AdamW, warm-up, cosine."""
+    """How networks are trained on one data set: card, "Training recipes"."""
 
     data: DataName
-    folder: str | None  # of the data `folder`: {train,val}/<class>/*
-    epochs: Count
+    steps: Count
     batch: Count  # over all processes
-    lr: Positive
+    lr: Positive  # peak
     min_lr: NonNegative
-    warmup: NonNegative  # epochs, of `epochs`
-    weight_decay: NonNegative
-    clip: Positive  # gradient norm
-    smoothing: Rate
+    warmup: Annotated[int, Field(ge=0)]  # steps of linear warm-up, before a cosine to min_lr
+    weight_decay: NonNegative  # of matrices and filters, not of vectors
+    clip: Positive  # of the gradient's norm
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    smoothing: Annotated[float, Field(ge=0, lt=1)]
+    mixup: NonNegative  # alpha, 0 for none; cutmix takes turns with it where it is on
     augment: Literal["none", "crop-flip", "imagenet"]
-    mixup: bool  # mixup .8 and cutmix 1, switched at random (timm)
     precision: Literal["float32", "bfloat16"]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Recipe":
-        if (self.data == "folder") != (self.augment == "imagenet"):
-            raise ValueError("augment 'imagenet' is for data 'folder', and the only one for it")
-        return self
 
 
 class ElsaParams(Section):
@@ -85,16 +64,9 @@ class ElsaParams(Section):
     scale: Scale
     launch: Literal["python", "torchrun --nproc-per-node=gpu"]  # how training stages start
     seeds: Seeds
-    methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(distinct)]
-    heads: list[Positive]  # further head counts of `window` and `elsa`, as factors of num_heads
+    mixers: Annotated[list[MixerName], Field(min_length=1), AfterValidator(distinct)]
+    ablations: Annotated[list[AblationName], AfterValidator(distinct)]  # rows beside the mixers' own
+    image_folder: str | None  # ImageNet as `train/<wnid>/*.JPEG`, `val/<wnid>/*`; needed where it is named
     trunk: Trunk
     pretrain: Recipe
-    finetune: Recipe
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "ElsaParams":
-        for factor in self.heads:
-            for number in self.trunk.num_heads:
-                if round(factor * number, 6) != int(factor * number) or factor == 1:
-                    raise ValueError(f"heads {factor}: must be other than 1 and give whole numbers of heads")
-        return self
+    finetune: Recipe | None  # of the main rows, on a second data set

@@ -16,7 +16,7 @@ from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, cell_arguments, run
 from stages.elsa.params import ElsaParams, MixerName
 from stages.elsa.train_row import train_row
-from stages.elsa.variants import variants_of
+from stages.elsa.variants import rows_of
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     params = load_params(ElsaParams, "elsa")
     prepared = Path("data/elsa") / params.scale
     with Stage("elsa-pretrain", params, [prepared], cell.seed, cell.mixer) as stage:
-        names = variants_of(cell.mixer, params.ablations)
+        names = rows_of(cell.mixer, params.ablations)
         work = partial(
             train_row, step="pretrain", seed=cell.seed, params=params, prepared=prepared, folder=stage.work
         )

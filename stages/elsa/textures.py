@@ -1,12 +1,10 @@
-"""The quick scale's images: a texture inside an ellipse, over clutter (card, "Data").
+"""Generated textures in clutter: the card's quick-scale data, 10 classes of 28 x 28 colour images.
 
-The class lies only in fine local structure at an arbitrary offset, without a global shape or a colour, so that a mixer has
-to form filters that know relative positions. Two sets of ten textures share the generator: one to pre-train on and
-other ones to fine-tune on.
+The class lives only in fine local structure inside a random ellipse: no global shape or colour tells it, so that a
+token mixer has to form position-relative local filters, wherever the borders of its windows fall.
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,51 +12,50 @@ from torch import Generator, Tensor
 
 SIZE = 28
 CLASSES = 10
-Family = Literal["textures", "new-textures"]
-# first angle of the four orientations, the two periods, and the periods of checker and dots, in pixels
-FAMILIES: dict[Family, tuple[float, tuple[float, float], tuple[float, float]]] = {
-    "textures": (0.0, (3.2, 4.6), (4.0, 4.0)),
-    "new-textures": (math.pi / 8, (3.8, 5.4), (5.6, 5.6)),
-}
+PERIODS = (3.2, 4.6)  # pixels, of bars; checker and dots have the means of these
+JITTER = 0.125  # radians, of a bar's angle
 
 
-def generate(family: Family, count: int, generator: Generator) -> dict[str, Tensor]:
-    """`x` `[N, 3, 28, 28]`, classes `y` `[N]`, and `mask` `[N, 28, 28]`: class + 1 inside the ellipse, else 0."""
+def make_textures(count: int, turn: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Draw `count` images, classes in turn: float32 `[count, 3, 28, 28]` and int64 labels `[count]`.
+
+    Labels 0 to 7 are bars at four orientations of two periods, 8 is a checker, 9 a lattice of dots. `turn` (radians)
+    turns all of them: other textures of the same kind, for a second data set.
+    """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+        return low + (high - low) * torch.rand(*shape, generator=generator)
 
-    y_N = torch.arange(count) % CLASSES
-    y_N = y_N[torch.randperm(count, generator=generator)]
-    texture = _texture(family, y_N, uniform)
-    axis_y, axis_x, centre_y, centre_x = (
-        uniform(low, high, 1, 1) for low, high in ((5, 9), (5, 9), (8, 20), (8, 20))
-    )
-    row, column = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    ellipse = ((row - centre_y) / axis_y) ** 2 + ((column - centre_x) / axis_x) ** 2 <= 1
-    low_pass = F.interpolate(torch.randn(count, 1, 7, 7, generator=generator), SIZE, mode="bilinear")[:, 0]
-    clutter = low_pass + 0.6 * torch.randn(count, SIZE, SIZE, generator=generator)
-    grey_N1HW = torch.where(ellipse, texture, clutter)[:, None]
-    gain, offset = uniform(0.6, 1.0, 3, 1, 1), uniform(-0.2, 0.2, 3, 1, 1)
-    noise = 0.35 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
-    return {"x": gain * grey_N1HW + offset + noise, "y": y_N, "mask": ellipse * (y_N[:, None, None] + 1)}
+    label_N = torch.arange(count) % CLASSES
+    pixel_S = torch.arange(SIZE, dtype=torch.float32)
+    y_SS, x_SS = torch.meshgrid(pixel_S, pixel_S, indexing="ij")
 
+    bars = label_N < 8
+    period_N = torch.where(bars, torch.tensor(PERIODS)[label_N // 4 % 2], sum(PERIODS) / 2)
+    angle_N = torch.where(bars, label_N % 4 * math.pi / 4, 0.0) + turn + uniform(-JITTER, JITTER, count)
+    cosine, sine = angle_N.cos()[:, None, None], angle_N.sin()[:, None, None]
+    wave = 2 * math.pi / period_N[:, None, None]
+    phase_2N11 = uniform(0, 2 * math.pi, 2, count, 1, 1)
+    along = torch.sin(wave * (x_SS * cosine + y_SS * sine) + phase_2N11[0])
+    across = torch.sin(wave * (y_SS * cosine - x_SS * sine) + phase_2N11[1])
+    texture_NSS = along
+    texture_NSS = torch.where((label_N == 8)[:, None, None], (4 * along * across).tanh(), texture_NSS)
+    dots = 2 * torch.sigmoid(6 * (along + across - 1)) - 1
+    texture_NSS = torch.where((label_N == 9)[:, None, None], dots, texture_NSS)
+    sign_N11 = torch.where(uniform(0, 1, count, 1, 1) < 0.5, -1.0, 1.0)
 
-def _texture(family: Family, y_N: Tensor, uniform: object) -> Tensor:
-    """`[N, 28, 28]` of unit contrast: bars (0 to 7), a checker (8), dots (9), at a random phase and sign."""
-    first, periods, others = FAMILIES[family]
-    draw = uniform
-    assert callable(draw)
-    row, column = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    angle = first + (y_N % 4) * math.pi / 4
-    period = torch.tensor([periods[0]] * 4 + [periods[1]] * 4 + list(others))[y_N]
-    angle = torch.where(y_N < 8, angle, first)[:, None, None] + draw(-0.125, 0.125, 1, 1)
-    wave = 2 * math.pi / period[:, None, None]
-    along = wave * (column * angle.cos() + row * angle.sin()) + draw(0, 2 * math.pi, 1, 1)
-    across = wave * (row * angle.cos() - column * angle.sin()) + draw(0, 2 * math.pi, 1, 1)
-    sign = draw(-1, 1, 1, 1).sign()
-    bars = along.sin()
-    checker = along.sin().sign() * across.sin().sign()
-    dots = 2 * ((along.cos() + across.cos()) > 0.8) - 1.0
-    kind = y_N[:, None, None]
-    return sign * torch.where(kind < 8, bars, torch.where(kind == 8, checker, dots))
+    centre_2N11 = uniform(8, 20, 2, count, 1, 1)
+    half_axes_2N11 = uniform(5, 9, 2, count, 1, 1)
+    lean_N11 = uniform(0, math.pi, count, 1, 1)
+    dx, dy = x_SS - centre_2N11[0], y_SS - centre_2N11[1]
+    u = (dx * lean_N11.cos() + dy * lean_N11.sin()) / half_axes_2N11[0]
+    v = (dy * lean_N11.cos() - dx * lean_N11.sin()) / half_axes_2N11[1]
+    inside_NSS = (u.square() + v.square()) < 1
+
+    coarse = torch.randn(count, 1, 7, 7, generator=generator)
+    clutter_NSS = F.interpolate(coarse, (SIZE, SIZE), mode="bilinear", align_corners=False)[:, 0]
+    clutter_NSS = clutter_NSS + 0.6 * torch.randn(count, SIZE, SIZE, generator=generator)
+    image_N1SS = torch.where(inside_NSS, sign_N11 * texture_NSS, clutter_NSS)[:, None]
+    gain_N311, offset_N311 = uniform(0.6, 1, count, 3, 1, 1), uniform(-0.3, 0.3, count, 3, 1, 1)
+    noise_N3SS = 0.35 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
+    return gain_N311 * image_N1SS + offset_N311 + noise_N3SS, label_N

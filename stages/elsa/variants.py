@@ -19,7 +19,7 @@ from stages.elsa.method.mixers import (
     WindowAttention,
 )
 from stages.elsa.method.swin import MixerFactory, SwinTransformer, elsa_mixer, window_mixer
-from stages.elsa.params import MixerName, Trunk
+from stages.elsa.params import AblationName, MixerName, Trunk
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Variant:
     support: str = "neighbourhood"
 
 
-# the first variant of a mixer is its main row, under the mixer's own name
+# a mixer's main row has its name; the others are ablations
 VARIANTS: dict[str, Variant] = {
     "window": Variant("window", net=4, terms="q·k + r^b", support="window"),
     "window-no-bias": Variant("window", {"bias": False}, terms="q·k", support="window"),
@@ -63,10 +63,9 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def variants_of(mixer: MixerName, ablations: bool) -> list[str]:
-    """Names of the rows that a cell of the matrix trains."""
-    names = [name for name, variant in VARIANTS.items() if variant.mixer == mixer]
-    return names if ablations else names[:1]
+def rows_of(mixer: MixerName, ablations: Sequence[AblationName]) -> list[str]:
+    """Names of the rows that a cell of the matrix trains: the mixer's own and the ablations of it."""
+    return [mixer, *(name for name in ablations if VARIANTS[name].mixer == mixer)]
 
 
 def build_mixer(
@@ -95,7 +94,9 @@ def build_mixer(
 def build_network(name: str, trunk: Trunk, img_size: int, classes: int, drop_path: float) -> SwinTransformer:
     """The network of a row: its mixer in every stage but the last, which keeps window attention."""
     variant = VARIANTS[name]
-    mixer = partial(build_mixer, variant=variant, kernel_size=trunk.window_size, group_width=trunk.group_width)
+    mixer = partial(
+        build_mixer, variant=variant, kernel_size=trunk.window_size, group_width=trunk.group_width
+    )
     mixers: Sequence[MixerFactory] = [mixer] * (len(trunk.depths) - 1) + [window_mixer]
     return SwinTransformer(
         mixers,
@@ -109,4 +110,3 @@ def build_network(name: str, trunk: Trunk, img_size: int, classes: int, drop_pat
         trunk.mlp_ratio,
         drop_path,
     )
-

@@ -92,11 +92,6 @@ def hadamard_ghost_aggregate(
     return out.to(v_BGcHW.dtype)
 
 
-def _as_given(x: Tensor) -> torch.autocast:
-    """Autocast off: types are as the inputs have them."""
-    return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)
-
-
 def _check(v: Tensor, attn: Tensor, kernel_size: int) -> None:
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size {kernel_size}: must be odd")
