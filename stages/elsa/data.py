@@ -8,6 +8,7 @@ for photographs), `train_y [N]`, `test_x`, `test_y`; ImageNet stays in its folde
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -119,7 +120,7 @@ class FolderData:
         self, images: torch.utils.data.Dataset[tuple[Tensor, int]], batches: list[list[int]]
     ) -> Iterator[Batch]:
         pinned = self.device.type == "cuda"
-        loader: torch.utils.data.DataLoader[Batch] = torch.utils.data.DataLoader(
+        loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
             images, batch_sampler=batches, num_workers=worker_count(), pin_memory=pinned
         )
         for x_BCHW, y_B in loader:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.elsa.method.aggregate import hadamard_ghost_aggregate
+from stages.elsa.method.aggregate import Backend, hadamard_ghost_aggregate
 from stages.elsa.method.mixers import Involution
 
 KERNEL, HEADS, WIDTH, SIDE = 5, 2, 3, 9
@@ -52,9 +52,12 @@ def differences(seed: int) -> dict[str, float]:
 def _backends(v: Tensor, h: Tensor, mul: Tensor, add: Tensor) -> dict[str, float]:
     """Value and gradients of the shift backend against the reference."""
     results = []
-    for backend in ("reference", "shift"):
+    backends: tuple[Backend, ...] = ("reference", "shift")
+    for backend in backends:
         inputs = [x.clone().requires_grad_() for x in (v, h, mul, add)]
-        out = hadamard_ghost_aggregate(*inputs, KERNEL, 1, 1, 1, backend)  # type: ignore[arg-type]
+        out = hadamard_ghost_aggregate(
+            inputs[0], inputs[1], inputs[2], inputs[3], KERNEL, lam=1, gamma=1, backend=backend
+        )
         gradients = torch.autograd.grad(out.square().sum(), inputs)
         results.append([out.detach(), *gradients])
     names = ("value", "gradient of v", "gradient of h", "gradient of o", "gradient of s")

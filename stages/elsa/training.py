@@ -6,6 +6,7 @@ It is deterministic in (seed, step), so that a checkpoint resumes to the same by
 import contextlib
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def fit(
             log.metrics({"train loss": loss.item(), "learning rate": optimizer.param_groups[0]["lr"]}, step)
 
 
-def _mixing(recipe: Recipe):  # type: ignore[no-untyped-def]
+def _mixing(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """Mixup and cutmix in turns, with smoothed labels; None where the recipe has none."""
     if not recipe.mixup:
         return None

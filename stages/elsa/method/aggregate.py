@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .taps import Grid, gather, products, scatter
+from stages.elsa.method.taps import Grid, gather, products, scatter
 
 Backend = Literal["reference", "shift", "triton", "compiled"]
 
@@ -76,7 +76,7 @@ def hadamard_ghost_aggregate(
         backend = "triton" if v_BGcHW.is_cuda else "shift"
     inputs = (v_BGcHW, attn_BGTHW, mul, add)
     if backend == "triton":
-        from .aggregate_triton import aggregate
+        from stages.elsa.method.aggregate_triton import aggregate
 
         return aggregate(*inputs, grid)
     precise = torch.promote_types(v_BGcHW.dtype, torch.float32)

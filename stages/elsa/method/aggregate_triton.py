@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .taps import Grid
+from stages.elsa.method.taps import Grid
 
 PIXELS = 64  # of a tile
 REDUCE = 512  # pixels that a sum over batch and map takes at a time

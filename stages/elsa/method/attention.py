@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .aggregate import Backend, hadamard_ghost_aggregate
+from stages.elsa.method.aggregate import Backend, hadamard_ghost_aggregate
 
 
 class ELSAAttention(nn.Module):

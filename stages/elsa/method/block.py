@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .attention import ELSAAttention
+from stages.elsa.method.attention import ELSAAttention
 
 
 class DropPath(nn.Module):

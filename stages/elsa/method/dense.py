@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .swin import SwinTransformer
+from stages.elsa.method.swin import SwinTransformer
 
 
 class DenseBackbone(nn.Module):

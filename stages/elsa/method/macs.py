@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .attention import ELSAAttention
-from .mixers import DDF, DynamicFilter, Involution, NeighborhoodAttention, WindowAttention
-from .volo import ClassAttention, SelfAttention
+from stages.elsa.method.attention import ELSAAttention
+from stages.elsa.method.mixers import DDF, DynamicFilter, Involution, NeighborhoodAttention, WindowAttention
+from stages.elsa.method.volo import ClassAttention, SelfAttention
 
 
 def count_parameters(model: nn.Module) -> int:

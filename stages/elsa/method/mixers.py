@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .aggregate import hadamard_ghost_aggregate, neighbour_products
-from .taps import Grid, inside, shifted
+from stages.elsa.method.aggregate import hadamard_ghost_aggregate, neighbour_products
+from stages.elsa.method.taps import Grid, inside, shifted
 
 Norm = Literal["identity", "filter", "softmax"]
 

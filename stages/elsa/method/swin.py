@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import ELSAAttention
-from .block import Block, drop_path_rates
-from .mixers import WindowAttention
+from stages.elsa.method.attention import ELSAAttention
+from stages.elsa.method.block import Block, drop_path_rates
+from stages.elsa.method.mixers import WindowAttention
 
 MixerFactory = Callable[[int, int, int, int], nn.Module]  # (dim, heads, window, shift)
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import MLP, Block, drop_path_rates, elsa_block
-from .swin import initialise
+from stages.elsa.method.block import MLP, Block, drop_path_rates, elsa_block
+from stages.elsa.method.swin import initialise
 
 
 class Stem(nn.Module):
