@@ -158,6 +158,24 @@ def test_a_killed_training_ends_with_the_same_bytes(workspace: Path, monkeypatch
     assert path.read_bytes() == whole
 
 
+def test_fine_tuning_starts_from_the_pretrained_weights(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny()
+    settings.update(seeds=[0], mixers=["depthwise"], ablations=[])
+    settings["finetune"].update(lr=1e-12, min_lr=0.0, weight_decay=0.0)  # stays where it starts
+    write_params(settings)
+    stage(prepare.main, monkeypatch)
+    stage(pretrain.main, monkeypatch, "--mixer", "depthwise", "--seed", 0)
+    stage(finetune.main, monkeypatch, "--seed", 0)
+    runs = workspace / "runs" / "elsa" / "quick"
+    before = load_file(runs / "pretrain" / "depthwise-0" / "depthwise.safetensors")
+    after = load_file(runs / "finetune" / "0" / "depthwise.safetensors")
+    for name in before.keys() - {"head.weight", "head.bias"}:
+        torch.testing.assert_close(after[name], before[name], atol=1e-8, rtol=0)
+    assert not torch.equal(after["head.weight"], before["head.weight"])
+
+
 def test_real_preset_on_a_stand_in(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Photographs as bytes, crop and flip, bfloat16, no second data set."""
     generator = torch.Generator().manual_seed(0)
