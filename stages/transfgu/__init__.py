@@ -1,4 +1,6 @@
-"""TransFGU: a top-down approach to fine-grained unsupervised semantic segmentation. Yin et al., ECCV 2022, arXiv 2112.01515.
+"""TransFGU: a top-down approach to fine-grained unsupervised semantic segmentation. Yin et al., ECCV 2022.
+
+arXiv 2112.01515.
 
 Idea: a self-supervised ViT knows objects in its class token. Cluster the class tokens of many windows into K concepts,
 project each concept back onto pixels (a CAM through the last attention), and train a mask-transformer head on these
@@ -10,9 +12,9 @@ windows.py, concept_cam.py, mask_transformer.py, losses.py). Your own images: `s
 
 | scale | data | backbone | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | PartScenes, generated | DINO trained here, 48 wide | concepts beat patch clusters on things | 4 min, 2 cores | `dvc repro transfgu` |
-| real | CamVid | DINO trained here (or a file) | full > CAM; no ImageNet concepts | hours, 1 GPU | `dvc exp run -S transfgu=real transfgu` |
-| paper | COCO-Stuff, Cityscapes, VOC, LIP | DINO ViT-S/8 (timm) | COCO-Stuff-27 16.2 mIoU (published) | days | `dvc exp run -S transfgu=paper transfgu` |
+| quick | PartScenes, generated | DINO trained here | see findings.md | 4 min, 2 cores | `dvc repro transfgu` |
+| real | CamVid | DINO trained here | full > CAM | hours, 1 GPU | `dvc exp run -S transfgu=real transfgu` |
+| paper | COCO-Stuff and others | DINO ViT-S/8 | 16.2 mIoU, published | days, GPUs | `dvc exp run -S transfgu=paper transfgu` |
 
-Segment a folder of your own: `python -m stages.transfgu.segment IMAGES OUTPUT --backbone timm:vit_small_patch8_224.dino --concepts 20`
+A folder of your own: `python -m stages.transfgu.segment IMAGES OUTPUT --backbone timm:vit_small_patch8_224.dino --things 20`
 """

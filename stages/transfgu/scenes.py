@@ -14,11 +14,10 @@ from torch import Generator, Tensor
 
 BODIES, HEADS, STUFF = 3, 2, 3
 THINGS = BODIES * HEADS
-CLASSES = ("grey bricks", "olive waves", "teal checks") + tuple(
-    f"{body} with {head}"
-    for body in ("red disc", "green square", "blue diamond")
-    for head in ("disc", "square")
-)
+CLASSES = (
+    "grey bricks", "olive waves", "teal checks",
+    "red with disc", "red with square", "green with disc", "green with square", "blue with disc", "blue with square",
+)  # fmt: skip
 BODY_COLOURS = torch.tensor([[0.85, 0.2, 0.15], [0.2, 0.7, 0.25], [0.2, 0.3, 0.85]])
 HEAD_COLOURS = torch.tensor([[0.9, 0.85, 0.2], [0.85, 0.25, 0.8]])
 STUFF_COLOURS = torch.tensor([[0.55, 0.5, 0.45], [0.5, 0.55, 0.25], [0.3, 0.55, 0.55]])

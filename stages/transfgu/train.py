@@ -9,6 +9,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from stages.common.stage.checkpoint import Checkpoint
@@ -81,7 +82,7 @@ def train(
             crops = training_crops(params.train, images, pseudo, model, size)
             checkpoint = Checkpoint(folder / f"{job.row}.ckpt")
             history = train_head(head, crops, params.train, job.terms, background, seed, log, checkpoint)
-            state = to_official(head)
+            state = {**to_official(head), "heads": torch.tensor(params.train.heads)}
         else:
             fit = train_picie if job.kind == "picie" else train_stego
             clusters = things + stuff + params.cluster.background
