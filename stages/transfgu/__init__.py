@@ -16,5 +16,5 @@ windows.py, concept_cam.py, mask_transformer.py, losses.py). Your own images: `s
 | real | CamVid | DINO trained here | full > CAM | hours, 1 GPU | `dvc exp run -S transfgu=real transfgu` |
 | paper | COCO-Stuff and others | DINO ViT-S/8 | 16.2 mIoU, published | days, GPUs | `dvc exp run -S transfgu=paper transfgu` |
 
-A folder of your own: `python -m stages.transfgu.segment IMAGES OUTPUT --backbone timm:vit_small_patch8_224.dino --things 20`
+Your own folder: `python -m stages.transfgu.segment IMAGES OUTPUT --backbone timm:NAME` (or a DINO file)
 """

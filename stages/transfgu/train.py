@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.device import start_device
+from stages.common.stage.errors import ParameterError
 from stages.common.stage.files import output_dir, write_atomic
 from stages.common.stage.jobs import run_jobs
 from stages.common.stage.params import load_params
@@ -52,6 +53,10 @@ def main() -> None:
         )
         rival = jobs[0].kind != "head"
         count = len(PreparedData(prepared, params).train)
+        if count * params.train.repeat < params.train.batch:
+            raise ParameterError(
+                f"transfgu.train.batch = {params.train.batch}: an epoch has {count * params.train.repeat} images"
+            )
         steps = params.rivals.rounds * params.rivals.steps if rival else total_steps(params.train, count)
         with progress(f"transfgu-train {cell.method} seed {cell.seed}", len(jobs) * steps) as bar:
             for job, _ in run_jobs(work, jobs):
