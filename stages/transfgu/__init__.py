@@ -14,7 +14,7 @@ windows.py, concept_cam.py, mask_transformer.py, losses.py). Your own images: `s
 |---|---|---|---|---|---|
 | quick | PartScenes, generated | DINO trained here | see findings.md | 4 min, 2 cores | `dvc repro transfgu` |
 | real | CamVid | DINO trained here | full > CAM | hours, 1 GPU | `dvc exp run -S transfgu=real transfgu` |
-| paper | COCO-Stuff and others | DINO ViT-S/8 | 16.2 mIoU, published | days, GPUs | `dvc exp run -S transfgu=paper transfgu` |
+| paper | COCO-Stuff ... | DINO ViT-S/8 | 16.2 mIoU, published | days, GPUs | `dvc exp run -S transfgu=paper transfgu` |
 
 Your own folder: `python -m stages.transfgu.segment IMAGES OUTPUT --backbone timm:NAME` (or a DINO file)
 """

@@ -117,7 +117,9 @@ def predictors(
     seed: int, params: TransfguParams, data: PreparedData, runs: Path
 ) -> list[tuple[str, str, Predict]]:
     """Everything that is scored: table, method, and what gives its cluster scores."""
-    device, found = start_device(), []
+    device = start_device()
+    found: list[tuple[str, str, Predict]] = []
+    predict: Predict
     pretrained, size = runs / "pretrain" / str(seed), (params.data.height, params.data.width)
     clusters = params.cluster.things + params.cluster.stuff + params.cluster.background
     fit_images = data.train.read(list(range(min(FIT_IMAGES, len(data.train)))), size)

@@ -120,9 +120,7 @@ def windows_of(model: VisionTransformer, image_CHW: Tensor, recipe: Windows) -> 
 def foreground(model: VisionTransformer, image_CHW: Tensor) -> Tensor:
     """Patches `[h, w]` that the class token attends to more than to the mean patch, in the last block."""
     h, w = image_CHW.shape[-2] // model.patch, image_CHW.shape[-1] // model.patch
-    block = model.blocks[-1]
-    q, k, _ = block.attn.query_key_value(block.norm1(model.before_last(image_CHW[None])))
-    attention_n = block.attn.probabilities(q[:, :, :1], k)[0, :, 0, 1:].mean(0)
+    attention_n = model.class_attention(image_CHW[None])[0]
     return (attention_n > attention_n.mean()).view(h, w)
 
 

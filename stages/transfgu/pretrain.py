@@ -12,6 +12,7 @@ import shutil
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -55,7 +56,7 @@ def main() -> None:
         names = [n for n in params.backbones if n != "dino" or params.backbone.weights == "train"]
         trained = sum(name != "random" for name in names)
         with progress(f"transfgu-pretrain seed {seed}", trained * params.pretrain.steps) as bar:
-            for name, _ in run_jobs(work, names):
+            for name, _ in run_jobs(work, names) if names else ():
                 bar.note(name)
         with output_dir(Path("runs/transfgu") / params.scale / "pretrain" / str(seed)) as output:
             history = {n: json.loads((stage.work / f"{n}.json").read_text()) for n in names}
@@ -71,7 +72,8 @@ def make_backbone(
     path = folder / f"{name}.json"
     if path.exists():
         return
-    model, history = fresh_backbone(params, seed), []
+    model = fresh_backbone(params, seed)
+    history: list[dict[str, float]] = []
     if name != "random":
         log = RunLog(
             "transfgu",
@@ -112,7 +114,7 @@ def train_dino(
     teacher, loss = copy.deepcopy(student).requires_grad_(False), DINOLoss(recipe.prototypes).to(device)
     matrices = [p for p in student.parameters() if p.ndim > 1]
     others = [p for p in student.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, foreach=True)
     augment = MultiCropAugment(
         recipe.global_size,
@@ -130,7 +132,7 @@ def train_dino(
             ("loss", loss),
             ("optimizer", optimizer),
         ):
-            part.load_state_dict(saved[name])  # type: ignore[attr-defined]
+            part.load_state_dict(saved[name])
         start, history = int(saved["step"]), list(saved["history"])
     saved_at = time.monotonic()
     for step in range(start, recipe.steps):
@@ -167,7 +169,9 @@ def train_dino(
             record = {"loss": value.item(), **_use(teacher_GBP, loss.centre, recipe.teacher_temperature)}
             log.metrics(record, step)
             history.append({"step": step, **record})
-    return teacher[0].cpu(), history
+    trained = teacher[0].cpu()
+    assert isinstance(trained, VisionTransformer)
+    return trained, history
 
 
 def _rate(recipe: Pretrain, step: int) -> float:

@@ -247,7 +247,8 @@ def write_results(result: Result, files: list[Path], folder: Path, output: Path)
     from pycocotools import mask as coco
 
     colours = palette(len(result.names))
-    entries, annotations = [], []
+    entries: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for index, (file, mask_HW) in enumerate(zip(files, result.masks, strict=True)):
         name = file.relative_to(folder)
         path = output / "masks" / f"{name}.png"

@@ -46,7 +46,8 @@ class PseudoLabelAugment:
 
     def __call__(self, images_BCHW: Tensor, maps_BKhw: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Images 0..255 with their maps -> normalised crops `[B, 3, H/2, W/2]` and their maps."""
-        crops = draw_crops(len(images_BCHW), *images_BCHW.shape[-2:], generator)
+        batch, _, height, width = images_BCHW.shape
+        crops = draw_crops(batch, height, width, generator)
         return self.images(photometric(images_BCHW, generator), crops), self.maps(
             maps_BKhw, crops, images_BCHW.shape
         )

@@ -156,7 +156,7 @@ def _autograd(
         tokens_BND, attentions = model.forward_features(x_BCHW, "last")
         attention_BHNN = attentions[0]
         attention_BHNN.retain_grad()
-        gradients = []
+        gradients: list[Tensor] = []
         for centroid_D in centroids_KD.to(x_BCHW.device):
             attention_BHNN.grad = None
             similarity_B = F.cosine_similarity(tokens_BND[:, 0], centroid_D[None], dim=-1)

@@ -5,6 +5,7 @@ outputs are centred and sharpened so that they do not collapse.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,7 @@ def teacher_temperature(start: float, end: float, step: float, warmup: float) ->
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Exponential moving average of the student."""
-    mine, other = list(teacher.parameters()), [parameter.detach() for parameter in student.parameters()]
+    mine, other = ([p.detach() for p in module.parameters()] for module in (teacher, student))
     torch._foreach_mul_(mine, momentum)
     torch._foreach_add_(mine, other, alpha=1 - momentum)
 
@@ -127,7 +128,7 @@ class MultiCropAugment:
         crop_BCHW = F.grid_sample(x_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False)
         return self._colour(crop_BCHW, draw)
 
-    def _colour(self, x_BCHW: Tensor, draw) -> Tensor:  # type: ignore[no-untyped-def]
+    def _colour(self, x_BCHW: Tensor, draw: Callable[[float, float], Tensor]) -> Tensor:
         def factor(strength: float) -> Tensor:
             return draw(1 - strength, 1 + strength)[:, None, None, None]
 

@@ -84,12 +84,20 @@ class VisionTransformer(nn.Module):
         attentions: list[Tensor] = []
         for number, block in enumerate(self.blocks, 1):
             if return_attention == "all" or (return_attention == "last" and number == len(self.blocks)):
+                assert isinstance(block, Block)
                 tokens_BND, attention_BHNN = block.with_attention(tokens_BND)
                 attentions.append(attention_BHNN)
             else:
                 tokens_BND = block(tokens_BND)
         tokens_BND = self.norm(tokens_BND)
         return tokens_BND if return_attention is None else (tokens_BND, attentions)
+
+    def class_attention(self, x_BCHW: Tensor) -> Tensor:
+        """Head mean of the last block's attention from the class token to the patches, `[B, n]`."""
+        block = self.blocks[-1]
+        assert isinstance(block, Block)
+        q_BHNd, k_BHNd, _ = block.attn.query_key_value(block.norm1(self.before_last(x_BCHW)))
+        return block.attn.probabilities(q_BHNd[:, :, :1], k_BHNd)[:, :, 0, 1:].mean(1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Class token after the final norm, `[B, D]`."""
