@@ -1,6 +1,6 @@
 """transfgu-prepare: generate PartScenes, unpack CamVid, or list a data set's folders.
 
-Reads nothing (quick), the data set `camvid` of data/registry.yaml, or `data.root`. Writes
+Reads nothing (quick), the data set `segmentation` of data/registry.yaml, or `data.root`. Writes
 `data/transfgu/<scale>/<seed>/` as `stages.transfgu.data` says.
 """
 
@@ -82,7 +82,7 @@ def camvid(data: Data) -> dict[str, Tensor]:
 def _camvid_rows(split: str, data: Data) -> tuple[Tensor, Tensor]:
     from PIL import Image
 
-    path = fetch("camvid", f"camvid_{split}.parquet")
+    path = fetch("segmentation", f"camvid_{split}.parquet")
     table = pyarrow.parquet.read_table(path, columns=["image_webp", "label_png"])
     values = label_table("camvid", None).numpy()
     size = data.width, data.height

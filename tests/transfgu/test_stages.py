@@ -169,8 +169,8 @@ def test_a_killed_training_ends_with_the_same_bytes(
 def camvid_stand_in(mirror: Path) -> None:
     """Two frames a split of noise, in the real files' form, and a registry that knows them."""
     rng = np.random.default_rng(0)
-    (mirror / "camvid").mkdir(parents=True)
-    registry: Settings = {"camvid": {"files": {}}}
+    (mirror / "segmentation").mkdir(parents=True)
+    registry: Settings = {"segmentation": {"files": {}}}
     for split in ("train", "val", "test"):
         rows = []
         for index in range(2):
@@ -180,9 +180,9 @@ def camvid_stand_in(mirror: Path) -> None:
             rows.append(
                 {"name": f"{split}{index}", "image_webp": image.getvalue(), "label_png": label.getvalue()}
             )
-        path = mirror / "camvid" / f"camvid_{split}.parquet"
+        path = mirror / "segmentation" / f"camvid_{split}.parquet"
         pd.DataFrame(rows).to_parquet(path)
-        registry["camvid"]["files"][path.name] = {"sha256": sha256(path)}
+        registry["segmentation"]["files"][path.name] = {"sha256": sha256(path)}
     Path("data/registry.yaml").unlink()
     Path("data/registry.yaml").write_text(yaml.safe_dump(registry))
 
