@@ -158,7 +158,9 @@ def test_any_size_and_mode(height: int, width: int, mode: str) -> None:
         read = read_picture(path)
     out = file_codec.decode(file_codec.encode(read).content).to_image()
     assert out.size == (width, height)
-    palette = "RGBA" if image.has_transparency_data else "RGB"  # Pillow gives some palettes transparent entries
+    palette = (
+        "RGBA" if image.has_transparency_data else "RGB"
+    )  # Pillow gives some palettes transparent entries
     assert out.mode == {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA", "P": palette}.get(mode, "RGB")
     if "A" in mode:
         assert (np.asarray(out)[:, :, -1] == rgba[:, :, 3]).all()
