@@ -3,41 +3,31 @@
 import json
 import os
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 from stages.common.results import COLUMNS, read_parquet
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.params import load_params
-from stages.common.stage.run import ROOT
 from stages.elsa import data, evaluate, finetune, prepare, pretrain, report, training
 from stages.elsa.params import ElsaParams, Recipe, Trunk
 from stages.elsa.textures import make_textures
 from stages.elsa.variants import VARIANTS, build_network
+from tests.common.stages import Settings, open_workspace, preset, stage, write_params
 
-Settings = dict[str, Any]
-Main = Callable[[], None]
 ABLATIONS = (
     "window-no-bias", "window-1-head", "window-2x-heads", "elsa-no-ghost", "elsa-1-head", "elsa-2x-heads",
 )  # fmt: skip
 
 
-def preset(scale: str) -> Settings:
-    return yaml.safe_load((ROOT / "conf" / "elsa" / f"{scale}.yaml").read_text())
-
-
 def tiny(scale: str = "quick") -> Settings:
     """A preset cut down to seconds: few steps of a narrow trunk with 3 x 3 kernels."""
-    settings = preset(scale)
+    settings = preset("elsa", scale)
     settings["trunk"].update(embed_dim=8, depths=[1, 1], num_heads=[2, 4], window_size=3, mlp_ratio=1.0)
     for step in ("pretrain", "finetune"):
         if settings[step]:
@@ -48,10 +38,6 @@ def tiny(scale: str = "quick") -> Settings:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the stages read of the repository; one worker, few images, no MLflow, no measuring."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ENCORE_JOBS", "1")
-    monkeypatch.delenv("ENCORE_MIRROR", raising=False)
-    monkeypatch.setattr(report, "start_sync", lambda: None)
     monkeypatch.setattr(
         report, "operator_cost", lambda backend: [1.0, 8.0 if backend == "reference" else 1.0, 8.0]
     )
@@ -60,22 +46,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         prepare, "TEXTURES", {name: (60, turn) for name, (_, turn) in prepare.TEXTURES.items()}
     )
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "published").symlink_to(ROOT / "reports" / "published")
-    return tmp_path
-
-
-def stage(main: Main, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
-    main()
-
-
-def write_params(settings: Settings) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"elsa": settings}))
+    return open_workspace(tmp_path, monkeypatch, report)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(settings)
+    write_params("elsa", settings)
     stage(prepare.main, monkeypatch)
     for seed in settings["seeds"]:
         for mixer in settings["mixers"]:
@@ -120,7 +95,7 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_killed_training_ends_with_the_same_bytes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is killed in its fourth step, after a checkpoint before every step, and run again."""
-    write_params(tiny())
+    write_params("elsa", tiny())
     stage(prepare.main, monkeypatch)
     arguments = ("--mixer", "depthwise", "--seed", 0)
     stage(pretrain.main, monkeypatch, *arguments)
@@ -164,7 +139,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights(
     settings = tiny()
     settings.update(seeds=[0], mixers=["depthwise"], ablations=[])
     settings["finetune"].update(lr=1e-12, min_lr=0.0, weight_decay=0.0)  # stays where it starts
-    write_params(settings)
+    write_params("elsa", settings)
     stage(prepare.main, monkeypatch)
     stage(pretrain.main, monkeypatch, "--mixer", "depthwise", "--seed", 0)
     stage(finetune.main, monkeypatch, "--seed", 0)
@@ -213,7 +188,7 @@ def test_paper_preset_on_a_stand_in(workspace: Path, monkeypatch: pytest.MonkeyP
     settings = tiny("paper")
     settings.update(image_folder=str(workspace / "images"), mixers=["elsa"], ablations=[])
     settings["pretrain"].update(batch=4, steps=3)
-    write_params(settings)
+    write_params("elsa", settings)
     run_all(settings, monkeypatch)
     results = read_parquet(workspace / "reports" / "elsa" / "paper" / "results.parquet")
     assert set(results.loc[results["metric"] == "top1", "method"]) == {"elsa"}
@@ -241,37 +216,37 @@ def test_every_row_can_be_built_and_trained(name: str) -> None:
         ({"mixers": ["elsa", "elsa"]}, "names a value twice"),
         ({"seeds": []}, r"elsa\.seeds"),
         ({"extra": 1}, "unknown key"),
-        ({"trunk": {**preset("quick")["trunk"], "window_size": 4}}, "must be odd"),
-        ({"trunk": {**preset("quick")["trunk"], "num_heads": [5, 5]}}, "must divide"),
-        ({"pretrain": {**preset("quick")["pretrain"], "lr": 0}}, r"elsa\.pretrain\.lr = 0"),
+        ({"trunk": {**preset("elsa", "quick")["trunk"], "window_size": 4}}, "must be odd"),
+        ({"trunk": {**preset("elsa", "quick")["trunk"], "num_heads": [5, 5]}}, "must divide"),
+        ({"pretrain": {**preset("elsa", "quick")["pretrain"], "lr": 0}}, r"elsa\.pretrain\.lr = 0"),
     ],
 )
 def test_wrong_parameters_are_told_in_one_line(workspace: Path, change: Settings, message: str) -> None:
-    write_params({**preset("quick"), **change})
+    write_params("elsa", {**preset("elsa", "quick"), **change})
     with pytest.raises(ParameterError, match=message) as error:
         load_params(ElsaParams, "elsa")
     assert "\n" not in str(error.value)
 
 
 def test_missing_folder_is_told_in_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(preset("paper"))
+    write_params("elsa", preset("elsa", "paper"))
     with pytest.raises(ParameterError, match=r"image_folder: missing"):
         stage(prepare.main, monkeypatch)
     (workspace / "images" / "train" / "n01440764").mkdir(parents=True)
-    write_params({**preset("paper"), "image_folder": str(workspace / "images")})
+    write_params("elsa", {**preset("elsa", "paper"), "image_folder": str(workspace / "images")})
     with pytest.raises(InputError, match="train: has 1 class folders, 1000 are expected"):
         stage(prepare.main, monkeypatch)
     assert not (workspace / "data" / "elsa" / "paper").exists()
 
 
 def test_unknown_cell_is_told_in_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(tiny())
+    write_params("elsa", tiny())
     with pytest.raises(ParameterError, match="invalid choice: 'best'"):
         stage(pretrain.main, monkeypatch, "--mixer", "best", "--seed", 0)
 
 
 def test_damaged_data_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(tiny())
+    write_params("elsa", tiny())
     stage(prepare.main, monkeypatch)
     path = workspace / "data" / "elsa" / "quick" / "textures.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -292,7 +267,9 @@ def test_textures_have_the_cards_shape() -> None:
 
 
 def test_learning_rate_warms_up_and_ends_low() -> None:
-    recipe = Recipe(**{**preset("quick")["pretrain"], "steps": 100, "warmup": 10, "lr": 1.0, "min_lr": 0.1})
+    recipe = Recipe(
+        **{**preset("elsa", "quick")["pretrain"], "steps": 100, "warmup": 10, "lr": 1.0, "min_lr": 0.1}
+    )
     rates = [training.learning_rate(step, recipe) for step in range(100)]
     assert rates[9] == pytest.approx(1)
     assert rates[:10] == sorted(rates[:10])

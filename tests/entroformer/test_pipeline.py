@@ -2,10 +2,7 @@
 
 import csv
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +17,6 @@ from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.files import sha256
 from stages.common.stage.params import load_params
-from stages.common.stage.run import ROOT
 from stages.common.stage.tracking import RunLog
 from stages.entroformer import evaluate, prepare, pretrain, report, train, training
 from stages.entroformer.anchors import ANCHORS, anchor
@@ -31,20 +27,16 @@ from stages.entroformer.dead_leaves import dead_leaves
 from stages.entroformer.method.codec import ImageCodec
 from stages.entroformer.method.metrics import bd_rate, ms_ssim, psnr
 from stages.entroformer.params import EntroformerParams
+from tests.common.stages import Settings, open_workspace, preset, stage, write_params
 
-Settings = dict[str, Any]
 TINY = {
     "dim": 8, "depth": 1, "heads": 2, "dim_head": 4, "topk": 4, "pretrain_steps": 2, "steps": 2, "batch": 2, "crop": 64,
     "latents": 3, "hyper_channels": 2, "mlp_ratio": 1, "position_num": 3,
 }  # fmt: skip
 
 
-def preset(scale: str) -> Settings:
-    return yaml.safe_load((ROOT / "conf" / "entroformer" / f"{scale}.yaml").read_text())
-
-
 def tiny(scale: str) -> Settings:
-    settings = preset(scale)
+    settings = preset("entroformer", scale)
     settings.update(seeds=settings["seeds"][:2], topk_sweep=[2, -1], qualities=[20, 60], launch="python")
     settings["data"].update(train=4, test_crops=3, crop=64, test_pictures=1)
     for track in settings["tracks"].values():
@@ -57,29 +49,13 @@ def tiny(scale: str) -> Settings:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the stages read of the repository; one worker, no MLflow."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ENCORE_JOBS", "1")
-    monkeypatch.delenv("ENCORE_MIRROR", raising=False)
-    monkeypatch.setattr(report, "start_sync", lambda: None)
     monkeypatch.setattr(report, "SMALL", (64, 64))
     monkeypatch.setattr(report, "LARGE", (64, 128))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "published").symlink_to(ROOT / "reports" / "published")
-    return tmp_path
-
-
-def stage(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
-    main()
-
-
-def write_params(settings: Settings) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"entroformer": settings}))
+    return open_workspace(tmp_path, monkeypatch, report)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(settings)
+    write_params("entroformer", settings)
     stage(prepare.main, monkeypatch)
     for seed in settings["seeds"]:
         stage(pretrain.main, monkeypatch, "--seed", seed)
@@ -186,13 +162,13 @@ def test_photographs_end_to_end(scale: str, workspace: Path, monkeypatch: pytest
     ],
 )
 def test_wrong_parameters_are_one_line(workspace: Path, change: Settings, message: str) -> None:
-    settings = preset("quick")
+    settings = preset("entroformer", "quick")
     for key, value in change.items():
         inner, path = settings, key.split(".")
         for name in path[:-1]:
             inner = inner[name]
         inner[path[-1]] = value
-    write_params(settings)
+    write_params("entroformer", settings)
     with pytest.raises(ParameterError, match=message) as caught:
         load_params(EntroformerParams, "entroformer")
     assert "\n" not in str(caught.value)
@@ -203,7 +179,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
     transform: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny("quick")
-    write_params(settings)
+    write_params("entroformer", settings)
     stage(prepare.main, monkeypatch)
     params = load_params(EntroformerParams, "entroformer")
     track = params.tracks[transform]  # type: ignore[index]
@@ -242,7 +218,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
 
 def test_every_method_belongs_to_one_cell() -> None:
     for scale in ("quick", "real", "paper"):
-        params = EntroformerParams.model_validate(preset(scale))
+        params = EntroformerParams.model_validate(preset("entroformer", scale))
         jobs = [job for family in params.families for job in jobs_of(family, params)]
         assert len(jobs) == len(set(jobs))
         asked = sum(
@@ -288,7 +264,7 @@ def test_metrics_refuse_what_they_cannot_compare() -> None:
 
 
 def test_bd_rate_claim_from_given_curves() -> None:
-    params = EntroformerParams.model_validate({**preset("real"), "seeds": [0, 1]})
+    params = EntroformerParams.model_validate({**preset("entroformer", "real"), "seeds": [0, 1]})
     rows = []
     for method, factor in (("cnn-serial", 1.0), ("ent-serial", 0.88), ("jpeg", 2.0), ("webp", 1.5)):
         for seed in (0, 1):

@@ -3,10 +3,7 @@
 import io
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +17,6 @@ from stages.common.results import COLUMNS, read_parquet
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.files import sha256
 from stages.common.stage.params import load_params
-from stages.common.stage.run import ROOT
 from stages.transfgu import (
     cluster,
     evaluate,
@@ -36,18 +32,12 @@ from stages.transfgu import (
 from stages.transfgu.method.vision_transformer import VisionTransformer
 from stages.transfgu.official import to_official
 from stages.transfgu.params import TransfguParams
-
-Settings = dict[str, Any]
-Main = Callable[[], None]
-
-
-def preset(scale: str) -> Settings:
-    return yaml.safe_load((ROOT / "conf" / "transfgu" / f"{scale}.yaml").read_text())
+from tests.common.stages import Settings, open_workspace, preset, stage, write_params
 
 
 def tiny(scale: str) -> Settings:
     """A preset at seconds."""
-    settings = preset(scale)
+    settings = preset("transfgu", scale)
     settings.update(seeds=[0])
     settings["pretrain"].update(steps=2, batch=2, warmup=1, prototypes=8, hidden=8, bottleneck=8)
     settings["train"].update(epochs=3, batch=2, start=1, intervals=[1], repeat=1, width=12, heads=2)
@@ -62,29 +52,12 @@ def tiny(scale: str) -> Settings:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the stages read of the repository; one worker, no MLflow."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ENCORE_JOBS", "1")
-    monkeypatch.setattr(report, "start_sync", lambda: None)
     monkeypatch.setattr(report, "REPEATS", 1)
-    monkeypatch.delenv("ENCORE_MIRROR", raising=False)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "registry.yaml").symlink_to(ROOT / "data" / "registry.yaml")
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "published").symlink_to(ROOT / "reports" / "published")
-    return tmp_path
-
-
-def stage(main: Main, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
-    main()
-
-
-def write_params(settings: Settings) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"transfgu": settings}))
+    return open_workspace(tmp_path, monkeypatch, report)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(settings)
+    write_params("transfgu", settings)
     stage(prepare.main, monkeypatch)
     for seed in settings["seeds"]:
         for main in (pretrain.main, features.main, cluster.main, pseudo_label.main):
@@ -136,7 +109,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
     settings = tiny("quick")
     settings["pretrain"]["steps"] = 4
     settings["methods"] = ["transfgu"]
-    write_params(settings)
+    write_params("transfgu", settings)
     stage(prepare.main, monkeypatch)
     for main in (pretrain.main, features.main, cluster.main, pseudo_label.main):
         stage(main, monkeypatch, "--seed", 0)
@@ -205,7 +178,7 @@ def test_real_preset_starts_on_camvids_form(workspace: Path, monkeypatch: pytest
 
 
 def test_real_preset_needs_the_mirror(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(tiny("real"))
+    write_params("transfgu", tiny("real"))
     with pytest.raises(InputError, match="set ENCORE_MIRROR"):
         stage(prepare.main, monkeypatch)
     assert not (workspace / "data" / "transfgu" / "real").exists()
@@ -261,9 +234,9 @@ def test_paper_preset_starts_on_folders(
 def test_wrong_parameters_are_told_in_one_line(
     workspace: Path, section: str, change: Settings, message: str
 ) -> None:
-    settings = preset("quick")
+    settings = preset("transfgu", "quick")
     settings[section].update(change)
-    write_params(settings)
+    write_params("transfgu", settings)
     with pytest.raises(ParameterError, match=message) as error:
         load_params(TransfguParams, "transfgu")
     assert "\n" not in str(error.value)

@@ -2,10 +2,7 @@
 
 import json
 import pickle
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +14,6 @@ from stages.common.results import COLUMNS, read_parquet
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.files import sha256
 from stages.common.stage.params import load_params
-from stages.common.stage.run import ROOT
 from stages.uot import (
     concepts,
     evaluate,
@@ -31,10 +27,9 @@ from stages.uot import (
     theory,
 )
 from stages.uot.params import UotParams
+from tests.common.stages import Settings, open_workspace, preset, stage, write_params
 from tests.uot.test_official import write_images
 
-Settings = dict[str, Any]
-Main = Callable[[], None]
 CLASSES = {
     "n01440764": "fish",
     "n01514668": "bird",
@@ -43,35 +38,14 @@ CLASSES = {
 COLOURS = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 
 
-def preset(scale: str) -> Settings:
-    return yaml.safe_load((ROOT / "conf" / "uot" / f"{scale}.yaml").read_text())
-
-
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the stages read of the repository; one thread, one worker, no MLflow."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ENCORE_JOBS", "1")
-    monkeypatch.setattr(report, "start_sync", lambda: None)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "registry.yaml").symlink_to(ROOT / "data" / "registry.yaml")
-    monkeypatch.delenv("ENCORE_MIRROR", raising=False)
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "published").symlink_to(ROOT / "reports" / "published")
-    return tmp_path
-
-
-def stage(main: Main, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
-    main()
-
-
-def write_params(settings: Settings) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"uot": settings}))
+    return open_workspace(tmp_path, monkeypatch, report)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(settings)
+    write_params("uot", settings)
     stage(prepare.main, monkeypatch)
     for seed in settings["seeds"]:
         stage(pretrain.main, monkeypatch, "--seed", seed)
@@ -88,7 +62,7 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(prepare, "TARGET_IMAGES", 10)
     monkeypatch.setattr(prepare, "TEST_IMAGES", 5)
     monkeypatch.setattr(theory, "SAMPLES", (64, 1024))
-    settings = preset("quick")
+    settings = preset("uot", "quick")
     settings.update(seeds=[0, 1], selections=["none", "uot", "random", "all"])
     settings["pretrain"]["epochs"] = 1
     settings["finetune"].update(length=5, fraction=0.4, fractions=[1.0], k_sweep=[3], source_weights=[3.0])
@@ -157,8 +131,8 @@ def import_stand_in(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_released_files_are_told_how_to_get(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params({**preset("real"), "image_root": str(workspace / "images")})
-    stand_in(workspace / "images", preset("real")["targets"])
+    write_params("uot", {**preset("uot", "real"), "image_root": str(workspace / "images")})
+    stand_in(workspace / "images", preset("uot", "real")["targets"])
     for main in (prepare.main, released.main):
         with pytest.raises(InputError, match=r"import_released CLONE.*ENCORE_MIRROR") as error:
             stage(main, monkeypatch)
@@ -181,7 +155,7 @@ def test_import_without_a_mirror_goes_into_data_raw(workspace: Path, monkeypatch
 
 @pytest.mark.parametrize("scale", ["real", "paper"])
 def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = preset(scale)
+    settings = preset("uot", scale)
     settings["targets"] = ["CUB", "pets"] if scale == "real" else ["CUB"]
     stand_in(workspace / "images", settings["targets"])
     import_stand_in(workspace, monkeypatch)
@@ -212,7 +186,7 @@ def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: p
         assert set(trained["data"]) == {"CUB", "pets"}
         assert {"scratch", "vanilla", "uot", "uot-unlabelled"} <= set(trained["method"])
         return
-    write_params(settings)
+    write_params("uot", settings)
     stage(prepare.main, monkeypatch)
     stage(pretrain.main, monkeypatch, "--seed", 0)
     stage(select.main, monkeypatch)
@@ -236,17 +210,17 @@ def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: p
     ],
 )
 def test_wrong_parameters_are_told_in_one_line(workspace: Path, change: Settings, message: str) -> None:
-    write_params({**preset("quick"), **change})
+    write_params("uot", {**preset("uot", "quick"), **change})
     with pytest.raises(ParameterError, match=message) as error:
         load_params(UotParams, "uot")
     assert "\n" not in str(error.value)
 
 
 def test_missing_folders_are_told_in_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(preset("real"))
+    write_params("uot", preset("uot", "real"))
     with pytest.raises(ParameterError, match="image_root: missing"):
         stage(prepare.main, monkeypatch)
-    write_params({**preset("real"), "image_root": str(workspace / "nowhere")})
+    write_params("uot", {**preset("uot", "real"), "image_root": str(workspace / "nowhere")})
     with pytest.raises(InputError, match="no such folder"):
         stage(prepare.main, monkeypatch)
     assert not (workspace / "data" / "uot").exists() or not any((workspace / "data" / "uot").iterdir())

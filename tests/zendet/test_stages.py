@@ -1,35 +1,24 @@
 """The stages end to end on tiny inputs, on scenes and on a stand-in for COCO; faults."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from stages.common.results import COLUMNS, read_parquet
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.params import load_params
-from stages.common.stage.run import ROOT
 from stages.zendet import evaluate, official_search, prepare, report, score_check, search, train
 from stages.zendet.params import ZendetParams
 from stages.zendet.training import batch_order
-
-Settings = dict[str, Any]
-Main = Callable[[], None]
-
-
-def preset(scale: str) -> Settings:
-    return yaml.safe_load((ROOT / "conf" / "zendet" / f"{scale}.yaml").read_text())
+from tests.common.stages import Settings, open_workspace, preset, stage, write_params
 
 
 def tiny(scale: str = "quick") -> Settings:
     """A preset cut down to seconds."""
-    settings = preset(scale)
+    settings = preset("zendet", scale)
     settings.update(
         launch="python", seeds=[0, 1], image_size=64, strategies=["resnet", "entropy", "min-entropy"],
         backbones=["resnet", "entropy"], reference={"stem": 8, "mids": [8, 8, 8, 16], "depths": [1, 1, 1, 1]},
@@ -49,25 +38,11 @@ def tiny(scale: str = "quick") -> Settings:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the stages read of the repository; one worker, no MLflow."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ENCORE_JOBS", "1")
-    monkeypatch.setattr(report, "start_sync", lambda: None)
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "published").symlink_to(ROOT / "reports" / "published")
-    return tmp_path
-
-
-def stage(main: Main, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
-    main()
-
-
-def write_params(settings: Settings) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"zendet": settings}))
+    return open_workspace(tmp_path, monkeypatch, report)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(settings)
+    write_params("zendet", settings)
     for main in (prepare.main, official_search.main, score_check.main):
         stage(main, monkeypatch)
     for seed in settings["seeds"]:
@@ -105,7 +80,7 @@ def test_a_training_repeats_and_resumes_to_the_same_bytes(
 ) -> None:
     settings = tiny()
     settings["train"]["length"] = {"gfl": 4}
-    write_params(settings)
+    write_params("zendet", settings)
     stage(prepare.main, monkeypatch)
     stage(search.main, monkeypatch, "--strategy", "resnet", "--seed", 0)
     cell = ("--backbone", "resnet", "--seed", 0)
@@ -177,11 +152,11 @@ def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: p
 
 def test_missing_coco_is_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny("real")
-    write_params(settings)
+    write_params("zendet", settings)
     with pytest.raises(ParameterError, match="coco_root: missing"):
         stage(prepare.main, monkeypatch)
     settings["data"]["coco_root"] = str(workspace / "coco")
-    write_params(settings)
+    write_params("zendet", settings)
     with pytest.raises(InputError, match="train2017: not a folder"):
         stage(prepare.main, monkeypatch)
     stand_in_coco(workspace / "coco")
@@ -192,7 +167,7 @@ def test_missing_coco_is_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_damaged_scenes_are_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(tiny())
+    write_params("zendet", tiny())
     stage(prepare.main, monkeypatch)
     stage(search.main, monkeypatch, "--strategy", "resnet", "--seed", 0)
     file = workspace / "data/zendet/quick/train.safetensors"
@@ -214,7 +189,7 @@ def test_damaged_scenes_are_told(workspace: Path, monkeypatch: pytest.MonkeyPatc
 def test_wrong_parameters_are_told(
     change: Settings, problem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_params(tiny() | change)
+    write_params("zendet", tiny() | change)
     with pytest.raises(ParameterError, match=problem) as error:
         load_params(ZendetParams, "zendet")
     assert "\n" not in str(error.value)

@@ -1,0 +1,45 @@
+"""Stages of a paper in the test's own process, in a folder of their own: quick, and open to monkeypatching."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.common.workspace import ROOT
+
+Settings = dict[str, Any]
+Main = Callable[[], None]
+
+
+def preset(paper: str, scale: str) -> Settings:
+    """The content of `conf/<paper>/<scale>.yaml`."""
+    return yaml.safe_load((ROOT / "conf" / paper / f"{scale}.yaml").read_text())
+
+
+def open_workspace(folder: Path, monkeypatch: pytest.MonkeyPatch, report: ModuleType) -> Path:
+    """Work in `folder`, which gets what stages read of the repository; one worker, no mirror, no MLflow."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ENCORE_JOBS", "1")
+    monkeypatch.delenv("ENCORE_MIRROR", raising=False)
+    monkeypatch.setattr(report, "start_sync", lambda: None)
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data" / "registry.yaml", folder / "data")  # a copy: tests register data of their own
+    (folder / "reports").mkdir()
+    (folder / "reports" / "published").symlink_to(ROOT / "reports" / "published")
+    return folder
+
+
+def stage(main: Main, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run a stage's `main` with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
+    main()
+
+
+def write_params(paper: str, settings: Settings) -> None:
+    """Make `settings` the paper's parameters in the current folder."""
+    Path("params.yaml").write_text(yaml.safe_dump({paper: settings}))
