@@ -11,7 +11,7 @@ Authors' weights: `official.py`.
 
 | scale | data | networks | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | generated shapes, digits | small ResNet | CHEX >> scratch, one-shot L1 | 4 min, 2 cores | `dvc repro chex` |
+| quick | generated shapes, digits | small ResNet | CHEX >> scratch, one-shot L1 | 5.5 min, 2 cores | `dvc repro chex` |
 | real | CIFAR-10 | ResNet-20 | CHEX above scratch | hours on a GPU | `-S chex=real` |
 | paper | ImageNet | ResNet-50 | 76.0 % at 1.0 G (published) | 8 GPUs for days | `-S chex=paper` |
 """
