@@ -18,9 +18,9 @@ from stages.chex.params import Prune
 class Row:
     """A row of a table.
 
-    `choose`: "before training" a narrow network is trained from scratch; "after training" a network trained for half of
-    the steps is pruned once and fine-tuned for the other half; "while training" starts dense from scratch and prunes at every
-    update.
+    `choose`: "before training" a narrow network is trained from scratch; "after training" a network trained for half
+    of the steps is pruned once and fine-tuned for the other half; "while training" starts dense from scratch and
+    prunes at every update.
     """
 
     choose: Literal["before training", "after training", "while training"]

@@ -1,7 +1,7 @@
 """Training of a network while its channels are explored, for any task: the slim copy is trained, the full network explored.
 
-The classification pipeline has a loop of its own (`training.py`); this one leaves the loss, the optimizer and the learning rate to
-the task.
+The classification pipeline has a loop of its own (`training.py`); this one leaves the loss, the optimizer and the
+learning rate to the task.
 """
 
 import contextlib
@@ -96,7 +96,8 @@ class SubModel:
             there = self._compact.scatter_state({name: torch.ones_like(v) for name, v in values.items()})
             before = self.moments.get(kind, full)
             self.moments[kind] = {
-                name: torch.where(there[name].bool(), value, before.get(name, value)) for name, value in full.items()
+                name: torch.where(there[name].bool(), value, before.get(name, value))
+                for name, value in full.items()
             }
 
 

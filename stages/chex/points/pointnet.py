@@ -1,11 +1,13 @@
 """PointNet for classification (Qi et al., CVPR 2017): a shared MLP on every point, a maximum over points, an MLP.
 
-Written for the coupling analysis of `stages.chex.method.channel_groups`: shared layers are 1x1 convolutions over the axis of points,
-so all hidden widths, the global feature's included, are prunable, and the coordinates and logits are not (card, "3D vision").
+Written for the coupling analysis of `stages.chex.method.channel_groups`: shared layers are 1x1 convolutions over the
+axis of points, so all hidden widths, the global feature's included, are prunable, and the coordinates and logits are
+not (card, "3D vision").
 
 Shapes: N clouds, P points, K classes.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 def shared_mlp(widths: Sequence[int]) -> nn.Sequential:
     """[N, widths[0], P] -> [N, widths[-1], P]: the same layers on every point, norm and ReLU after each."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Conv1d(before, after, 1, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -24,7 +26,7 @@ def shared_mlp(widths: Sequence[int]) -> nn.Sequential:
 def mlp(widths: Sequence[int]) -> nn.Sequential:
     """[N, widths[0]] -> [N, widths[-1]]: linear layers, norm and ReLU after each."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -55,11 +57,9 @@ class PointNet(nn.Module):
     """The classifier.
 
     Args:
-        classes: K.
-        shared: widths of the layers on points; the last one is the global feature's.
-        hidden: widths of the layers after the maximum.
-        dropout: before the logits.
-        transform: whether the coordinates pass an `InputTransform` of the same widths first. (The original's second one, on 64
+        classes: K. shared: widths of the layers on points; the last one is the global feature's. hidden: widths of
+        the layers after the maximum. dropout: before the logits. transform: whether the coordinates pass an
+        `InputTransform` of the same widths first. (The original's second one, on 64
             features, mixes all of them by a matrix product, through which no channel could be pruned; it is left out.)
         norm_scale: first value of every norm's scale.
     """

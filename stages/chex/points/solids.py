@@ -75,9 +75,7 @@ def _cylinder(draw: Draw, n: int, p: int) -> Tensor:
     where, angle, other = draw(n, p), 2 * math.pi * draw(n, p), draw(n, p)
     side = where < 2 / 3
     lid = torch.where(where < 5 / 6, -1.0, 1.0)
-    return _circle(
-        angle, torch.where(side, 1.0, other.sqrt()), torch.where(side, 2 * other - 1, lid)
-    )
+    return _circle(angle, torch.where(side, 1.0, other.sqrt()), torch.where(side, 2 * other - 1, lid))
 
 
 def _cone(draw: Draw, n: int, p: int) -> Tensor:
