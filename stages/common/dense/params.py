@@ -4,11 +4,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stages.common.dense.scenes import Look
 from stages.common.stage.params import Fraction, Section
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+class SceneStyle(Section):
+    """What generated scenes look like."""
+
+    size: Annotated[int, Field(ge=32)]  # side, pixels
+    objects: Annotated[list[Count], Field(min_length=2, max_length=2)]  # in a scene, from .. to
+    look: Look
+
+    @model_validator(mode="after")
+    def _from_to(self) -> "SceneStyle":
+        if self.objects[0] > self.objects[1]:
+            raise ValueError("objects: the first number must not exceed the second")
+        return self
 
 
 class DenseData(Section):
@@ -18,16 +33,12 @@ class DenseData(Section):
     root: str | None  # the folder; COCO's or ADE20K's layout, see `coco.py` and `semantic.py`
     train_images: Count | None  # null is all of them
     val_images: Count | None
-    size: Annotated[int, Field(ge=32)] | None  # side of the scenes, pixels
-    objects: Annotated[list[Count], Field(min_length=2, max_length=2)] | None  # in a scene, from .. to
+    scenes: SceneStyle | None
 
     @model_validator(mode="after")
     def _complete(self) -> "DenseData":
-        drawn = (self.size, self.objects, self.train_images, self.val_images)
-        if self.kind == "scenes" and None in drawn:
-            raise ValueError("scenes need size, objects, train_images and val_images")
-        if self.objects and self.objects[0] > self.objects[1]:
-            raise ValueError("objects: the first number must not exceed the second")
+        if self.kind == "scenes" and None in (self.scenes, self.train_images, self.val_images):
+            raise ValueError("kind 'scenes' needs scenes, train_images and val_images")
         return self
 
 

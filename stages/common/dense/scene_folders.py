@@ -52,8 +52,9 @@ def write_ade_scenes(data: DenseData, root: Path) -> None:
 
 def _scenes(data: DenseData, split: Split) -> list[Scene]:
     count = data.train_images if split == "train" else data.val_images
-    assert count is not None and data.size is not None and data.objects is not None  # noqa: PT018
-    return make_scenes(count, data.size, SEEDS[split], (data.objects[0], data.objects[1]))
+    style = data.scenes
+    assert count is not None and style is not None  # noqa: PT018
+    return make_scenes(count, style.size, SEEDS[split], (style.objects[0], style.objects[1]), style.look)
 
 
 def _annotations(scene: Scene) -> list[dict[str, Any]]:
