@@ -125,9 +125,9 @@ def test_detection_augmentation_keeps_boxes_and_masks_together() -> None:
         assert min(shorts, abs(max(height, width) - 90)) <= 1  # torchvision rounds down
         assert len(moved["boxes"]) == len(moved["labels"]) == len(moved["masks"])
         assert moved["masks"].shape[1:] == (height, width)
-        shown = moved["masks"].flatten(1).any(1)
+        shown = moved["masks"].bool().flatten(1).any(1)
         apart = (tight(moved["masks"][shown]) - moved["boxes"][shown]).abs()
-        assert apart.numel() == 0 or apart.max() < 3.5
+        assert apart.numel() == 0 or apart.max() <= 60 / 16  # a pixel of the crop
         sizes.add((height, width))
         kept.add(tuple(moved["labels"].tolist()))
     assert len(sizes) > 4
