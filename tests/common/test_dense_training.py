@@ -127,7 +127,7 @@ def test_detection_augmentation_keeps_boxes_and_masks_together() -> None:
         assert moved["masks"].shape[1:] == (height, width)
         shown = moved["masks"].bool().flatten(1).any(1)
         apart = (tight(moved["masks"][shown]) - moved["boxes"][shown]).abs()
-        assert apart.numel() == 0 or apart.max() <= 60 / 16  # a pixel of the crop
+        assert apart.numel() == 0 or apart.max() <= 60 / 16 + 1  # a pixel of the crop, and one of the result
         sizes.add((height, width))
         kept.add(tuple(moved["labels"].tolist()))
     assert len(sizes) > 4
