@@ -54,7 +54,7 @@ def read_off(path: Path) -> tuple[Tensor, Tensor]:
         triangles, place = [], 3 + 3 * vertices
         for _ in range(faces):
             corners = [int(number) for number in numbers[place + 1 : place + 1 + int(numbers[place])]]
-            triangles += [(corners[0], *pair) for pair in itertools.pairwise(corners)]
+            triangles += [(corners[0], *pair) for pair in itertools.pairwise(corners[1:])]
             place += 1 + len(corners)
         corner_F3 = np.array(triangles).reshape(-1, 3)
         if not 0 <= corner_F3.min() <= corner_F3.max() < vertices:
