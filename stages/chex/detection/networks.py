@@ -39,7 +39,7 @@ MASK_RCNN: dict[NetName, MaskRCNNConfig] = {
     "resnet50": MaskRCNNConfig(),
     "quick": MaskRCNNConfig(
         channels=24, strides=(4, 8, 16), anchor_scale=2.5, box_features=64, mask_channels=(24, 24), proposals=64,
-        regions=32, sizes=(64,), longest=64, detections=20,
+        regions=16, sizes=(64,), longest=64, detections=20,
     ),
 }  # fmt: skip
 

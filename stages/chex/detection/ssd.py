@@ -100,7 +100,7 @@ def offsets(default_A4: Tensor, target_A4: Tensor) -> Tensor:
 def ssd_loss(
     offset_B4A: Tensor, logit_BKA: Tensor, target_B4A: Tensor, label_BA: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Box and class loss: per image the sum over its boxes divided by the number of matched ones (0 if none), mean over images.
+    """Box and class loss: per image the sum over boxes, divided by how many are matched (0 if none are); mean over images.
 
     Classes: cross-entropy of the matched boxes and of the hardest background ones, `NEGATIVES` for each matched one.
     """
@@ -173,7 +173,7 @@ class SSDNet(nn.Module):
                     nn.init.xavier_uniform_(parameter)
 
     def forward(self, x_B3HW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Of every map the offsets [B, 4 * boxes, h, w] and the logits [B, K * boxes, h, w]; boxes vary slower than places."""
+        """Of every map the offsets [B, 4 * boxes, h, w] and the logits [B, K * boxes, h, w]."""
         maps = [self.body(x_B3HW)]
         for block in self.extras:
             maps.append(block(maps[-1]))
@@ -187,6 +187,8 @@ class SSD(nn.Module):
     """The detector, called as torchvision's: losses of images and targets in training, detections of images otherwise."""
 
     default_A4: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, net: SSDNet, classes: int, spec: SSDSpec) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class SSDAugmentation:
     def __call__(self, image_CHW: Tensor, target: Target) -> Item:
         """Augment one image; objects that a crop leaves nothing of go away."""
         sides = (image_CHW.shape[-2], image_CHW.shape[-1])
-        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=sides)  # type: ignore[call-overload]
+        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=sides)
         image, changed = self.change(tv_tensors.Image(image_CHW), {**target, "boxes": boxes})
         return image.as_subclass(Tensor), {name: value.as_subclass(Tensor) for name, value in changed.items()}
 
