@@ -61,13 +61,17 @@ def test_full_size_ssd_costs_what_the_card_says(monkeypatch: pytest.MonkeyPatch)
     known = rows[rows["table"].str.startswith("T2")].set_index(["method", "setting", "metric"])["value"]
     body = built.macs(sizes(built.groups))
     assert body == count_macs(built.body, built.example)
-    assert body / 1e9 == pytest.approx(known["dense", "backbone at 300x300 (stride-1 stage 3)", "flops"], rel=1e-6)
+    assert body / 1e9 == pytest.approx(
+        known["dense", "backbone at 300x300 (stride-1 stage 3)", "flops"], rel=1e-6
+    )
     whole = count_macs(built.model.get_submodule("net"), built.example)
     assert whole / 1e9 == pytest.approx(known["dense", "whole detector at 300x300", "flops"], rel=1e-6)
     for sparsity in (0.5, 0.7):
         left = built.macs(uniform_channels(sizes(built.groups), sparsity))
         reduction = 100 * (1 - left / body)
-        assert reduction == pytest.approx(known["uniform mask", f"backbone S={sparsity}", "flops_reduction"], abs=0.05)
+        assert reduction == pytest.approx(
+            known["uniform mask", f"backbone S={sparsity}", "flops_reduction"], abs=0.05
+        )
 
 
 def test_full_size_mask_rcnn_costs_what_the_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +160,11 @@ def test_a_step_of_the_slim_copy_is_a_step_of_the_masked_detector(detector: Dete
     mask_(model, built.groups, masks)
     compact = CompactModel(model, built.groups, masks)
     boxes = torch.tensor([[8.0, 8, 30, 28], [34, 36, 60, 56]])
-    target = {"boxes": boxes, "labels": torch.tensor([1, 4]), "masks": torch.ones(2, 64, 64, dtype=torch.uint8)}
+    target = {
+        "boxes": boxes,
+        "labels": torch.tensor([1, 4]),
+        "masks": torch.ones(2, 64, 64, dtype=torch.uint8),
+    }
     losses = []
     for network in (model, compact.module.train()):
         torch.manual_seed(1)
@@ -257,7 +265,11 @@ def test_an_image_without_objects_costs_nothing() -> None:
     logit_BKA = torch.randn(1, 7, len(default_A4), generator=generator)
     losses = ssd_loss(offset_B4A, logit_BKA, offsets(default_A4, target_A4[None]).mT, label_A[None])
     assert [float(loss) for loss in losses] == [0.0, 0.0]
-    found = decode(default_A4, torch.zeros(4, len(default_A4)), torch.tensor([[9.0]] + [[0.0]] * 6).expand(7, len(default_A4)))
+    found = decode(
+        default_A4,
+        torch.zeros(4, len(default_A4)),
+        torch.tensor([[9.0]] + [[0.0]] * 6).expand(7, len(default_A4)),
+    )
     assert found["boxes"].shape == (0, 4)
 
 

@@ -48,7 +48,11 @@ def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(workspace: Path) -> dict[str, str]:
-    return {name: digest for name, digest in tree(workspace).items() if name.startswith(("runs", "reports", "data"))}
+    return {
+        name: digest
+        for name, digest in tree(workspace).items()
+        if name.startswith(("runs", "reports", "data"))
+    }
 
 
 def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +70,9 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
     slim = results[(results["metric"] == "body_macs_fraction") & (results["method"] != "dense")]
     assert slim["value"].between(0.4, 0.5).all()
     claims = {claim["id"]: claim for claim in json.loads((output / "claims.json").read_text())}
-    compared = {f"8{letter}-{what}" for letter in "ab" for what in ("ssd-box", "mask-rcnn-box", "mask-rcnn-mask")}
+    compared = {
+        f"8{letter}-{what}" for letter in "ab" for what in ("ssd-box", "mask-rcnn-box", "mask-rcnn-mask")
+    }
     assert set(claims) == {*compared, "8c", "8d", "8e", "5a", "5b"}
     assert claims["5a"]["verdict"] == claims["5b"]["verdict"] == "supported"
     assert claims["8c"]["verdict"] == "not tested at this scale"
@@ -123,8 +129,7 @@ def test_a_killed_stage_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch
         stage(prune.main, monkeypatch, "--method", "chex", "--seed", 0)
     assert tree(folder) == whole  # what was there is untouched
     (work,) = (workspace / ".encore" / "work").iterdir()
-    assert (work / "ssd-0.5.json").exists()
-    assert (work / "mask-rcnn-0.5.ckpt").exists()
+    assert {path.name for path in work.iterdir()} >= {"mask-rcnn-0.5.json", "ssd-0.5.ckpt"}
     stage(prune.main, monkeypatch, "--method", "chex", "--seed", 0)
     assert tree(folder) == whole
 
