@@ -133,8 +133,8 @@ def table_markdown(
             f"## {TABLES[detector]} {NAMES[detector]}, {data} ({scale})\n\n"
             f"Body {settings.net}, {settings.recipe.steps} steps of {settings.recipe.batch} images for every row; mean ± "
             f"std over n = {len(params.seeds)} seeds; the last weights. Only the body is pruned, as in the paper; FLOPs are "
-            f"its multiply-accumulates. Latency: of seed {params.seeds[0]}, median of {LATENCY_REPEATS} interleaved runs, batch "
-            f"{LATENCY_BATCH}, one thread, {timings.machine}; above 1 is faster than dense.\n\n"
+            f"its multiply-accumulates. Latency: of seed {params.seeds[0]}, median of {LATENCY_REPEATS} interleaved runs, "
+            f"batch {LATENCY_BATCH}, one thread, {timings.machine}; above 1 is faster than dense.\n\n"
             + markdown_table(header, lines)
         )
     parts.append(_published(params.detectors))

@@ -217,8 +217,8 @@ def test_groups_are_renamed_as_a_whole() -> None:
     masks = {group.name: torch.tensor([True, False, True, False])}
     assert group.name == "a.0"
     narrow = slim(outer, [group], masks).get_submodule("a")
-    assert narrow.get_submodule("0").weight.shape[0] == 2
-    assert narrow.get_submodule("3").weight.shape[1] == 2
+    assert narrow.get_parameter("0.weight").shape[0] == 2
+    assert narrow.get_parameter("3.weight").shape[1] == 2
 
 
 # -------------------------------------------------------------------------------------------------------------- SSD
