@@ -140,9 +140,7 @@ def serve(prefect_port: int, mlflow_port: int, log: Log) -> int:
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     os.environ.setdefault("MLFLOW_BACKEND_STORE_URI", "sqlite:///mlflow.db")
-    os.environ.setdefault(
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
-    )  # seven processes for jobs nobody sends
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # seven processes for jobs nobody sends
     os.environ.setdefault("MLFLOW_ARTIFACTS_DESTINATION", "mlartifacts")
     python = sys.executable
     services, stop = Services(), threading.Event()
