@@ -46,7 +46,7 @@ METRICS: dict[DetectorName, tuple[str, ...]] = {
     "mask-rcnn": ("bbox_AP", "bbox_AP50", "bbox_AP75", "segm_AP", "segm_AP50", "segm_AP75"),
 }
 PRETRAINED = ("l1",)  # half of their steps train the dense detector first
-LATENCY_BATCH = 8
+LATENCY_BATCH = 32
 LATENCY_REPEATS = 21
 
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def measure_speedups(params: DetectionParams, runs: Path, timings: Timings) -> Speedups:
-    """Dense over slim latency of the first seed's bodies, batch 8, and of its whole SSDs, on one CPU thread."""
+    """Dense over slim latency of the first seed's bodies and of its whole SSDs, on one CPU thread."""
     seed, cpu = params.seeds[0], torch.device("cpu")
     jobs = [(d, m, t) for d, s in params.detectors.items() for m in params.methods for t in s.prune.flops]
     speedups: Speedups = {}

@@ -38,7 +38,7 @@ LABELS: dict[str, str] = {
 }
 TITLES = {"solids": "generated solids", "modelnet10": "ModelNet10", "modelnet40": "ModelNet40"}
 PRETRAINED = ("l1", "bn")  # half of their steps train the dense network first
-LATENCY_BATCH = 32
+LATENCY_BATCH = 256
 LATENCY_REPEATS = 31
 
 
