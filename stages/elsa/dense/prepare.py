@@ -32,7 +32,7 @@ def main() -> None:
         )
         if segmentation.kind == "scenes":
             write_ade_scenes(segmentation, output / "ade")
-        list_ade(roots[1] or output / "ade", _counts(segmentation), output, inside=roots[1] is None)
+        list_ade(roots[1] or output / "ade", _counts(segmentation), output)
 
 
 def _root(data: DenseData, task: Task) -> Path | None:
