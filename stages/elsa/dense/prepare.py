@@ -27,9 +27,7 @@ def main() -> None:
     with output_dir(Path("data/elsa-dense") / params.scale) as output:
         if detection.kind == "scenes":
             write_coco_scenes(detection, output / "coco")
-        list_coco(
-            roots[0] or output / "coco", _counts(detection), output, masks=True, inside=roots[0] is None
-        )
+        list_coco(roots[0] or output / "coco", _counts(detection), output, masks=True)
         if segmentation.kind == "scenes":
             write_ade_scenes(segmentation, output / "ade")
         list_ade(roots[1] or output / "ade", _counts(segmentation), output)
