@@ -56,6 +56,8 @@ def _better(
     gaps = (per_seed(results, better, metric) - per_seed(results, other, metric)).dropna()
     if gaps.empty:
         return not_tested(claim, statement, params.scale, f"{better} or {other} is not trained here")
+    if not gaps.any():  # as where neither finds anything
+        return not_tested(claim, statement, params.scale, "no seed tells the rows apart")
     return at_least(claim, statement, params.scale, gaps.to_numpy(), 0.0, "points")
 
 
@@ -80,7 +82,7 @@ def at_paper_scale(results: pd.DataFrame, params: ElsaDenseParams) -> list[Claim
     claims = []
     for claim, (metric, name, setting) in PUBLISHED.items():
         bound = theirs["ELSA-Swin-T", name, setting]
-        statement = f"ELSA-Swin-T reaches the published {bound:g} {name.replace('_', ' ')} ({setting})"
+        statement = f"ELSA-Swin-T reaches the published {bound:g} {METRICS[name][1]} ({setting})"
         if params.scale == "paper":
             values = per_seed(results, "elsa", metric)
             claims.append(at_least(claim, statement, params.scale, values, bound - SCATTER, "points"))

@@ -122,6 +122,11 @@ def _segmentation(results: pd.DataFrame, params: ElsaDenseParams) -> str:
     )
 
 
+def _digits(value: float) -> str:
+    """With one decimal, or with two where the authors print two."""
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
+
+
 def _published(results: pd.DataFrame, table: str) -> str:
     """The paper's table, with the parameters that are counted here."""
     name, metrics = ("coco2017_val", ("box_ap", "mask_ap")) if table == "T2" else ("ade20k_val", ("miou",))
@@ -133,7 +138,11 @@ def _published(results: pd.DataFrame, table: str) -> str:
     for (method, setting), rows in theirs[theirs["metric"].isin(metrics)].groupby(
         ["method", "setting"], sort=False
     ):
-        cells = [f"{r.value:g} ({r.source})" for m in metrics for r in rows[rows["metric"] == m].itertuples()]
+        cells = [
+            f"{_digits(r.value)} ({r.source})"
+            for m in metrics
+            for r in rows[rows["metric"] == m].itertuples()
+        ]
         built = table == "T3" or not setting.startswith("Cascade")
         sizes = theirs[(theirs["method"] == method) & (theirs["metric"] == "params")]
         sizes = sizes[sizes["setting"] == setting] if table == "T2" else sizes
