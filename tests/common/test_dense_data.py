@@ -72,7 +72,7 @@ def test_other_seeds_give_other_scenes() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_coco_folder_gives_back_the_scenes(coco_root: Path, tmp_path: Path, split: coco.Split) -> None:
-    coco.list_coco(coco_root, ALL, tmp_path, masks=True, inside=True)
+    coco.list_coco(coco_root, ALL, tmp_path, masks=True)
     # a listing inside its folder moves with it
     moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
     images = coco.open_coco(moved, split, first_label=1, masks=True)
@@ -92,7 +92,7 @@ def test_coco_folder_gives_back_the_scenes(coco_root: Path, tmp_path: Path, spli
 
 
 def test_labels_start_where_a_detector_wants_them(coco_root: Path, tmp_path: Path) -> None:
-    coco.list_coco(coco_root, ALL, tmp_path, masks=False, inside=True)
+    coco.list_coco(coco_root, ALL, tmp_path, masks=False)
     zero, one = (coco.open_coco(tmp_path, "train", first, masks=False) for first in (0, 1))
     assert torch.equal(zero[0][1]["labels"] + 1, one[0][1]["labels"])
     assert "masks" not in zero[0][1]
@@ -105,7 +105,7 @@ def test_crowds_are_no_targets_and_some_images_may_be_chosen(coco_root: Path, tm
     content["annotations"][0]["iscrowd"] = 1
     crowded = content["annotations"][0]["image_id"]
     path.write_text(json.dumps(content))
-    coco.list_coco(coco_root, {"train": None, "val": 2}, tmp_path, masks=True, inside=True)
+    coco.list_coco(coco_root, {"train": None, "val": 2}, tmp_path, masks=True)
     images = coco.open_coco(tmp_path, "train", 1, masks=True)
     if crowded in images.ids:  # unless nothing but the crowd was in it
         shown = len(images[images.ids.index(crowded)][1]["labels"])
@@ -153,7 +153,7 @@ def test_wrong_annotations_are_told_in_one_line(
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message) as error:
-        coco.list_coco(coco_root, ALL, tmp_path, masks=True, inside=True)
+        coco.list_coco(coco_root, ALL, tmp_path, masks=True)
     assert "\n" not in str(error.value)
     assert "instances_train2017.json" in str(error.value)
     assert not (tmp_path / coco.LISTING).exists()
@@ -163,15 +163,15 @@ def test_missing_and_damaged_files_of_coco_are_named(coco_root: Path, tmp_path: 
     path = coco.annotation_file(coco_root, "val")
     path.write_text(path.read_text()[:-100])
     with pytest.raises(InputError, match=r"instances_val2017\.json: not JSON"):
-        coco.list_coco(coco_root, ALL, tmp_path, masks=True, inside=True)
+        coco.list_coco(coco_root, ALL, tmp_path, masks=True)
     path.unlink()
     with pytest.raises(InputError, match=r"instances_val2017\.json: not found"):
-        coco.list_coco(coco_root, ALL, tmp_path, masks=True, inside=True)
+        coco.list_coco(coco_root, ALL, tmp_path, masks=True)
 
 
 def test_an_unreadable_image_is_named(coco_root: Path, ade_root: Path, tmp_path: Path) -> None:
-    coco.list_coco(coco_root, ALL, tmp_path, masks=True, inside=True)
-    semantic.list_ade(ade_root, ALL, tmp_path, inside=True)
+    coco.list_coco(coco_root, ALL, tmp_path, masks=True)
+    semantic.list_ade(ade_root, ALL, tmp_path)
     for folder in (coco.image_folder(coco_root, "val"), semantic.image_folder(ade_root, "val")):
         (folder / "000000.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="image 0: not readable"):
@@ -182,7 +182,7 @@ def test_an_unreadable_image_is_named(coco_root: Path, ade_root: Path, tmp_path:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_ade_folder_gives_back_the_scenes(ade_root: Path, tmp_path: Path, split: coco.Split) -> None:
-    semantic.list_ade(ade_root, ALL, tmp_path, inside=True)
+    semantic.list_ade(ade_root, ALL, tmp_path)
     images, scenes = semantic.open_ade(tmp_path, split, len(CLASSES) + 1), drawn(split)
     assert len(images) == len(scenes)
     for (image, target), scene in zip((images[i] for i in range(len(images))), scenes, strict=True):
@@ -191,7 +191,7 @@ def test_ade_folder_gives_back_the_scenes(ade_root: Path, tmp_path: Path, split:
 
 
 def test_zero_in_a_label_map_takes_no_part(ade_root: Path, tmp_path: Path) -> None:
-    semantic.list_ade(ade_root, ALL, tmp_path, inside=True)
+    semantic.list_ade(ade_root, ALL, tmp_path)
     values = np.zeros((SIZE, SIZE), np.uint8)
     values[0] = 3
     Image.fromarray(values).save(semantic.label_folder(ade_root, "val") / "000000.png")
@@ -201,7 +201,7 @@ def test_zero_in_a_label_map_takes_no_part(ade_root: Path, tmp_path: Path) -> No
 
 
 def test_wrong_label_maps_are_told_in_one_line(ade_root: Path, tmp_path: Path) -> None:
-    semantic.list_ade(ade_root, ALL, tmp_path, inside=True)
+    semantic.list_ade(ade_root, ALL, tmp_path)
     path = semantic.label_folder(ade_root, "val") / "000000.png"
     Image.fromarray(np.full((SIZE, SIZE), 200, np.uint8)).save(path)
     with pytest.raises(InputError, match=r"000000\.png: has the value 200; allowed are 0 \.\. 7"):
@@ -211,6 +211,6 @@ def test_wrong_label_maps_are_told_in_one_line(ade_root: Path, tmp_path: Path) -
         semantic.open_ade(tmp_path, "val", 7)[0]
     path.unlink()
     with pytest.raises(InputError, match=r"000000\.png: not found; every image needs a label map"):
-        semantic.list_ade(ade_root, ALL, tmp_path, inside=True)
+        semantic.list_ade(ade_root, ALL, tmp_path)
     with pytest.raises(InputError, match="training: not a folder of images"):
         semantic.list_ade(tmp_path / "nowhere", ALL, tmp_path)

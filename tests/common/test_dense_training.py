@@ -19,6 +19,7 @@ from stages.common.dense.params import DenseData, Recipe
 from stages.common.dense.semantic import IGNORED
 from stages.common.dense.training import fit, learning_rate, optimizer_of
 from stages.common.stage.checkpoint import Checkpoint
+from stages.common.stage.errors import ParameterError
 
 CPU = torch.device("cpu")
 RECIPE: dict[str, Any] = {
@@ -80,6 +81,11 @@ def test_every_pass_shows_every_image_once(images: int, batch: int, steps: int, 
         shown = [index for indices in order[start : start + per_pass] for index in indices]
         assert len(set(shown)) == len(shown)
     assert order[: steps // 2] == batch_order(images, batch, steps // 2, seed)
+
+
+def test_a_batch_that_is_too_large_is_told_in_one_line() -> None:
+    with pytest.raises(ParameterError, match="batch = 9: must not exceed the 8 training images"):
+        batch_order(8, 9, 5, 0)
 
 
 def test_batches_are_the_same_after_a_resumption() -> None:

@@ -28,7 +28,7 @@ def main() -> None:
         if drawn:
             write_coco_scenes(data, root)
         counts = {"train": data.train_images, "val": data.val_images}
-        list_coco(root, counts, output, masks="mask-rcnn" in params.detectors, inside=drawn)  # type: ignore[arg-type]
+        list_coco(root, counts, output, masks="mask-rcnn" in params.detectors)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
