@@ -26,6 +26,11 @@ def main() -> None:
     params = load_params(PointsParams, "chex-points")
     seed_everything(0)
     tensors, classes = read(params.data)
+    clouds, batch = len(tensors["train_x"]), params.recipe.batch
+    if clouds < batch:
+        raise ParameterError(
+            f"chex-points.recipe.batch = {batch}: must not exceed the {clouds} training clouds"
+        )
     with output_dir(Path("data/chex-points") / params.scale) as folder:
         save_file(tensors, folder / "points.safetensors")
         (folder / "classes.json").write_text(json.dumps(classes))

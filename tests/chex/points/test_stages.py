@@ -125,6 +125,14 @@ def test_wrong_parameters_are_told_in_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_batch_larger_than_the_data_is_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny("quick")
+    settings["recipe"]["batch"] = 49
+    write_params(NAME, settings)
+    with pytest.raises(ParameterError, match=r"chex-points\.recipe\.batch = 49: must not exceed the 48"):
+        stage(prepare.main, monkeypatch)
+
+
 def test_missing_folders_and_damaged_files_are_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny("real")
     write_params(NAME, settings)
