@@ -78,8 +78,7 @@ def run_log(params: ZendetParams, backbone: Strategy, head: HeadName, seed: int)
             "seed": seed,
             "data": params.data.kind,
             **params.detector.model_dump(),
-            **params.train.model_dump(exclude={"length"}),
-            "length": params.train.length[head],
+            **params.train.model_dump(),
         },
         tags={"scale": params.scale, "data": params.data.kind, "method": backbone},
     )

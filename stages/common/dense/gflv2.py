@@ -1,7 +1,7 @@
 """GFLV2 as a detector: one stage, no anchors to choose, boxes as distributions (Li et al., CVPR 2021).
 
-Called as torchvision's detectors: `detector(images, targets)` gives a dict of losses in training, `detector(images)` a list of
-dicts in evaluation: boxes `[D, 4]` (x1, y1, x2, y2 in pixels), scores and labels `[D]`. Images are 0 .. 1, of any sizes;
+Called as torchvision's detectors: `detector(images, targets)` gives a dict of losses in training, `detector(images)` a list
+of dicts in evaluation: boxes `[D, 4]` (x1, y1, x2, y2 in pixels), scores and labels `[D]`. Images are 0 .. 1, of any sizes;
 labels are 0 .. classes - 1, there is no background class.
 
 Legend: B images, N positions of all levels, K classes, R bins of a distance, P positive positions, M objects of a batch.
