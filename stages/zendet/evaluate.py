@@ -103,7 +103,7 @@ def evaluate(job: Job, params: ZendetParams, prepared: Path, runs: Path) -> list
         "layers": count_layers(structure),
         "entropy": EntropyScorer(params.image_size)(structure),
     }
-    key = key_of(params, backbone, head, seed)
+    key = key_of(params, backbone, structure, head, seed)
     with RunLog("zendet", "", key, kind="amend") as log:
         log.metrics({name: value for name, value in numbers.items() if value == value})
         log.artifact(folder / f"{head}.safetensors")

@@ -77,7 +77,7 @@ def train(
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if process_share()[1] > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    with run_log(params, backbone, head, seed) as log:
+    with run_log(params, backbone, structure, head, seed) as log:
         fit(model, images, flip, params.train, seed, log, Checkpoint(folder / f"{head}.ckpt"), device)
     if not is_main():
         return

@@ -102,8 +102,8 @@ def test_quality_focal_loss_is_zero_at_its_target_and_nowhere_else() -> None:
 
 def test_detections_are_in_pixels_of_the_image_given() -> None:
     detector = small().eval()
-    nn.init.constant_(detector.head.gfl_cls.bias, 4.0)  # everything is an object  # type: ignore[arg-type]
-    nn.init.constant_(detector.head.reg_conf[-2].bias, 4.0)  # type: ignore[arg-type]
+    for name in ("gfl_cls.bias", "reg_conf.2.bias"):  # everything is an object
+        nn.init.constant_(detector.head.get_parameter(name), 4.0)
     with torch.no_grad():
         (found,) = detector([torch.rand(3, 2 * SIZE, SIZE)])  # twice as high as the network's input
     assert isinstance(found, dict)

@@ -48,8 +48,8 @@ def test_heads_learn_one_object(head: HeadName) -> None:
 
 def test_the_pyramid_goes_on_beyond_p5() -> None:
     detector = build_detector(STRUCTURE, "gfl", 2, SMALL.model_copy(update={"levels": 5}))
-    maps = detector.backbone(torch.zeros(1, 3, 256, 256))  # type: ignore[operator]
+    maps = detector.get_submodule("backbone")(torch.zeros(1, 3, 256, 256))
     assert list(maps) == ["p3", "p4", "p5", "p6", "p7"]
     assert [p.shape[-1] for p in maps.values()] == [256 // stride for stride in (8, 16, 32, 64, 128)]
-    convs = detector.get_submodule("backbone.fpn.extra_blocks.convs")
-    assert torch.equal(convs[1](maps["p6"]), maps["p7"])  # type: ignore[operator,index]
+    last = detector.get_submodule("backbone.fpn.extra_blocks.convs.1")
+    assert torch.equal(last(maps["p6"]), maps["p7"])
