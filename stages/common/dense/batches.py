@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stages.common.dense.coco import Target
 from stages.common.stage.device import process_share
+from stages.common.stage.errors import ParameterError
 
 Item = tuple[Tensor, Target]
 Augmentation = Callable[[Tensor, Target], Item]  # draws from torch's generator
@@ -16,7 +17,13 @@ PRIME = 1_000_003  # keeps the seeds of runs, steps and images apart
 
 
 def batch_order(images: int, batch: int, steps: int, seed: int) -> list[list[int]]:
-    """Indices of every step: shuffled passes over the images, incomplete batches left out."""
+    """Indices of every step: shuffled passes over the images, incomplete batches left out.
+
+    Raises:
+        ParameterError: there are fewer images than a batch has.
+    """
+    if images < batch:
+        raise ParameterError(f"batch = {batch}: must not exceed the {images} training images")
     per_pass = images // batch
     order: list[list[int]] = []
     for number in range(math.ceil(steps / per_pass)):

@@ -98,15 +98,12 @@ def _check_mask(where: str, mask: Any, image: dict[str, Any]) -> None:
         raise InputError(f"{where}: segmentation: size {mask['size']}, but the image is {size}")
 
 
-def list_coco(
-    root: Path, counts: dict[Split, int | None], output: Path, masks: bool, inside: bool = False
-) -> None:
+def list_coco(root: Path, counts: dict[Split, int | None], output: Path, masks: bool) -> None:
     """Check a folder and write `output/coco.json`; training images are among those that have an object.
 
     Args:
         root: the folder. counts: images of each split, None for all.
         masks: whether every object needs a segmentation.
-        inside: whether `root` is within `output`, and so moves with it.
 
     Raises:
         InputError: an annotation file, an image folder or a segmentation is missing or damaged.
@@ -129,8 +126,7 @@ def list_coco(
         absent = next((names[i] for i in chosen[split] if not (folder / names[i]).is_file()), None)
         if absent is not None:
             raise InputError(f"{folder / absent}: not found, though {path.name} lists it")
-    place = str(root.relative_to(output)) if inside else str(root.resolve())
-    write_listing(output / LISTING, place, chosen)
+    write_listing(output / LISTING, root, chosen)
 
 
 def open_coco(prepared: Path, split: Split, first_label: int, masks: bool) -> "CocoImages":

@@ -46,6 +46,7 @@ class MaskRCNNConfig:
         anchor_scale: side of a level's anchors over its stride.
         box_features: of the box head's two layers. mask_channels: of the mask head's convolutions.
         proposals: after suppression in training; half as many in tests. regions: that the box head learns from, per image.
+        detections: that are kept of an image in tests.
         sizes: short sides of training, one is drawn; the last one is the test's. longest: bound of the long side.
     """
 
@@ -56,6 +57,7 @@ class MaskRCNNConfig:
     mask_channels: tuple[int, ...] = (256, 256, 256, 256)
     proposals: int = 2000
     regions: int = 512
+    detections: int = 100
     sizes: tuple[int, ...] = (800,)
     longest: int = 1333
 
@@ -79,6 +81,7 @@ def mask_rcnn(body: nn.Module, in_channels: Sequence[int], classes: int, config:
         rpn_pre_nms_top_n_test=config.proposals // 2,
         rpn_post_nms_top_n_test=config.proposals // 2,
         box_batch_size_per_image=config.regions,
+        box_detections_per_img=config.detections,
         box_roi_pool=MultiScaleRoIAlign(levels, ROI, 2),
         box_head=TwoMLPHead(config.channels * ROI**2, config.box_features),
         box_predictor=FastRCNNPredictor(config.box_features, classes + 1),

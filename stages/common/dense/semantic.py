@@ -30,12 +30,11 @@ def label_folder(root: Path, split: Split) -> Path:
     return root / "annotations" / FOLDERS[split]
 
 
-def list_ade(root: Path, counts: dict[Split, int | None], output: Path, inside: bool = False) -> None:
+def list_ade(root: Path, counts: dict[Split, int | None], output: Path) -> None:
     """Check a folder and write `output/ade.json`: the images of each split that take part.
 
     Args:
         root: the folder. counts: images of each split, None for all.
-        inside: whether `root` is within `output`, and so moves with it.
 
     Raises:
         InputError: a folder is missing or empty, or an image has no label map.
@@ -52,8 +51,7 @@ def list_ade(root: Path, counts: dict[Split, int | None], output: Path, inside: 
                 raise InputError(
                     f"{(labels / name).with_suffix('.png')}: not found; every image needs a label map"
                 )
-    place = str(root.relative_to(output)) if inside else str(root.resolve())
-    write_listing(output / LISTING, place, chosen)
+    write_listing(output / LISTING, root, chosen)
 
 
 def open_ade(prepared: Path, split: Split, classes: int) -> "AdeImages":

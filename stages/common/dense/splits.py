@@ -17,9 +17,11 @@ def choose(items: list[Any], count: int | None) -> list[Any]:
     return [items[index] for index in kept]
 
 
-def write_listing(path: Path, root: str, chosen: dict[Split, list[Any]]) -> None:
-    """Say in a file where the data set is (`root`: absolute, or relative to the file) and what of it takes part."""
-    path.write_text(json.dumps({"root": root, **chosen}))
+def write_listing(path: Path, root: Path, chosen: dict[Split, list[Any]]) -> None:
+    """Say in a file where the data set is and what of it takes part; a data set beside the file may move with it."""
+    beside = root.is_relative_to(path.parent)
+    place = root.relative_to(path.parent) if beside else root.resolve()
+    path.write_text(json.dumps({"root": str(place), **chosen}))
 
 
 def read_listing(path: Path, split: Split) -> tuple[Path, list[Any]]:

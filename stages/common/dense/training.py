@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from stages.common.dense.batches import PRIME, Augmentation, Item, training_batches
 from stages.common.dense.params import Recipe
 from stages.common.stage.checkpoint import Checkpoint
-from stages.common.stage.device import is_main, parallel
+from stages.common.stage.device import is_main, parallel, process_share
 from stages.common.stage.progress import tick
 from stages.common.stage.tracking import RunLog
 
@@ -75,6 +75,8 @@ def fit(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
     model.train()
+    if process_share()[1] > 1 and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, below `model`
     network, saved_at = parallel(model, device), time.monotonic()
     tick(first)
     batches = training_batches(images, augment, recipe.batch, recipe.steps, seed, first, recipe.workers)
