@@ -26,7 +26,7 @@ def main() -> None:
     with output_dir(Path("data/zendet") / params.scale) as output:
         if data.kind == "scenes":
             write_coco_scenes(data, output / "scenes")
-            list_coco(output / "scenes", counts, output, masks=False, inside=True)
+            list_coco(output / "scenes", counts, output, masks=False)
         elif data.root is None:
             raise ParameterError(
                 "zendet.data.root: missing; give the folder that has annotations/ and train2017/"

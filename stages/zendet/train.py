@@ -11,13 +11,12 @@ from typing import get_args
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from stages.common.dense.batches import flip
 from stages.common.dense.coco import open_coco
 from stages.common.dense.training import fit
 from stages.common.stage.checkpoint import Checkpoint
-from stages.common.stage.device import is_main, process_share, start_device
+from stages.common.stage.device import is_main, start_device
 from stages.common.stage.files import output_dir
 from stages.common.stage.jobs import run_jobs
 from stages.common.stage.params import load_params
@@ -75,8 +74,6 @@ def train(
     torch.manual_seed(seed)
     model = build_detector(structure, head, len(images.categories), params.detector).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if process_share()[1] > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     with run_log(params, backbone, structure, head, seed) as log:
         fit(model, images, flip, params.train, seed, log, Checkpoint(folder / f"{head}.ckpt"), device)
     if not is_main():
