@@ -25,6 +25,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.states import Cancelled as CancelledState
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -167,7 +168,10 @@ def carry_out(lab: Lab, overrides: list[str], jobs: int, workers: bool) -> State
                 run_away(lab, name, names[name], commit, log)
             else:
                 lab.run(name, names[name], commit, changes, log)
-        except (FlowError, StageFailed, Killed, Cancelled) as error:
+        except Cancelled as error:
+            failed[name] = str(error)
+            return CancelledState(message=str(error))
+        except (FlowError, StageFailed, Killed) as error:
             failed[name] = str(error)
             return Failed(message=str(error))
         return Completed()
