@@ -10,6 +10,7 @@ from pydantic import Field
 
 from flows import away, sweep
 from flows.engine import THREADS, open_session
+from flows.plan import Needs
 from flows.reproduce import carry_out
 
 CLONE = "ENCORE_CLONE"  # names the clone of the worker that runs this; Prefect starts it in an empty folder
@@ -71,8 +72,8 @@ def stage(
 
 @flow(persist_result=False)
 def experiment(
-    papers: list[str], name: str, overrides: list[str], commit: str, force: bool = False
+    papers: list[str], name: str, overrides: list[str], commit: str, needs: Needs, force: bool = False
 ) -> State[Any]:
     """Run one DVC experiment on a commit for a flow on another machine (`flows/sweep.py`)."""
     os.chdir(os.environ[CLONE])
-    return sweep.carry_out_here(papers, name, overrides, commit, force)
+    return sweep.carry_out_here(papers, name, overrides, commit, needs, force)

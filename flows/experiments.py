@@ -48,9 +48,18 @@ def comparison(names: dict[str, list[str]], papers: list[str]) -> list[dict[str,
 
 def experiment_ref(name: str, folder: Path = Path()) -> str:
     """Git's name of an experiment in the repository `folder`, or nothing when there is none of this name."""
+    return _experiment(name, folder, "refname")
+
+
+def experiment_commit(name: str) -> str:
+    """The commit of an experiment, or nothing when there is none of this name."""
+    return _experiment(name, Path(), "objectname")
+
+
+def _experiment(name: str, folder: Path, field: str) -> str:
     pattern = f"refs/exps/*/*/{name}"
-    refs = _git("-C", str(folder), "for-each-ref", pattern, "--format=%(refname)").split()
-    return refs[0] if refs else ""
+    found = _git("-C", str(folder), "for-each-ref", pattern, f"--format=%({field})").split()
+    return found[0] if found else ""
 
 
 def _git(*arguments: str) -> str:

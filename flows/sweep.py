@@ -10,6 +10,7 @@ does what the experiment has made; the experiment itself goes to the git remote 
 """
 
 import contextlib
+import fcntl
 import shlex
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.away import changed_files, check_committed, check_remote, checkout, git, run_on_worker
 from flows.engine import LOOK_SECONDS, THREADS
 from flows.errors import Cancelled, FlowError, Killed, StageFailed
-from flows.experiments import as_markdown, combinations, comparison, experiment_name, experiment_ref
-from flows.plan import Needs, needs_together
+from flows.experiments import (
+    as_markdown,
+    combinations,
+    comparison,
+    experiment_commit,
+    experiment_name,
+    experiment_ref,
+)
+from flows.plan import Needs, first_line, needs_together
 from flows.process import Leash, run_command
 from flows.project import Log, Project
 from flows.reproduce import flow_run_id
@@ -72,10 +80,19 @@ class Lab:
                 self.dvc([*command, *self.papers], log, folder, more, reservation.slot)
             if ref := experiment_ref(name, folder):
                 git("fetch", "--quiet", str(folder), f"+{ref}:{ref}")
-            if all_sent(folder):
+            deadline = time.monotonic() + SPOOL_SECONDS
+            while not (sent := all_sent(folder / SPOOL)) and time.monotonic() < deadline:
+                if self.project.cancelled.wait(LOOK_SECONDS):
+                    break
+            if sent:
                 shutil.rmtree(folder)
             else:
                 log(f"not all is in MLflow yet: `python -m stages.common.sync` in {folder}")
+
+    def share(self, command: str, name: str, *options: str, log: Log) -> None:
+        """Exchange an experiment with the git remote `origin`; one at a time, as DVC does not wait for its lock."""
+        with self.project.pipelines([f"dvc exp {command}"]):
+            self.dvc(["exp", command, *options, *["--force"] * self.force, "origin", name], log)
 
     def dvc(
         self,
@@ -125,14 +142,16 @@ def make_fresh(folder: Path, changes: bytes) -> None:
         subprocess.run(["git", *here, "apply", "--whitespace=nowarn", "-"], input=changes, check=True)
 
 
-def all_sent(folder: Path) -> bool:
-    """Wait a while until all runs are in MLflow; what cannot be sent, and its artifacts, lie in the folder."""
-    deadline = time.monotonic() + SPOOL_SECONDS
-    while waiting := any((folder / SPOOL).glob("*.jsonl")):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(LOOK_SECONDS)
-    return not waiting
+def all_sent(spool: Path) -> bool:
+    """Whether all runs are in MLflow; what is not, and its artifacts, lie in the spool's checkout."""
+    if not spool.exists():
+        return True
+    with (spool / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # they are being sent
+            return False
+    return not any(spool.glob("*.jsonl"))
 
 
 def open_lab(papers: list[str], force: bool, workers: bool, log: Log) -> Lab:
@@ -171,9 +190,9 @@ def carry_out(lab: Lab, overrides: list[str], jobs: int, workers: bool) -> State
         except Cancelled as error:
             failed[name] = str(error)
             return CancelledState(message=str(error))
-        except (FlowError, StageFailed, Killed) as error:
-            failed[name] = str(error)
-            return Failed(message=str(error))
+        except Exception as error:
+            failed[name] = first_line(error)
+            return Failed(message=failed[name])
         return Completed()
 
     futures: list[PrefectFuture[Any]] = []
@@ -214,7 +233,7 @@ PUSHED = "Pushed"
 
 def run_away(lab: Lab, name: str, overrides: list[str], commit: str, log: Log) -> None:
     """Run an experiment on a worker, and get it from there. Its data stay in the DVC remote until they are asked for."""
-    if experiment_ref(name) and not lab.force:
+    if experiment_commit(name) and not lab.force:
         log("exists already")
         return
     parameters = {
@@ -222,40 +241,42 @@ def run_away(lab: Lab, name: str, overrides: list[str], commit: str, log: Log) -
         "name": name,
         "overrides": overrides,
         "commit": commit,
+        "needs": asdict(lab.needs),
         "force": lab.force,
     }
     state = run_on_worker("experiment", lab.needs, name, parameters, log, lab.project.cancelled)
     if state.name != PUSHED:
         log(str(state.message))
         return
-    if "origin" in git("remote").split():  # without one, the worker's `origin` can only be this repository
-        lab.dvc(["exp", "pull", "--no-cache", *["--force"] * lab.force, "origin", name], log)
-    if not experiment_ref(name):
-        raise StageFailed("its worker's clone has another git remote 'origin' than this one: it went there")
+    if experiment_commit(name) != state.message and "origin" in git("remote").split():
+        lab.share("pull", name, "--no-cache", log=log)  # else the worker's `origin` is this repository
+    if experiment_commit(name) != state.message:
+        raise StageFailed(
+            "it went to the git remote 'origin' of its worker's clone, which is another than here"
+        )
 
 
 def carry_out_here(
-    papers: list[str], name: str, overrides: list[str], commit: str, force: bool
+    papers: list[str], name: str, overrides: list[str], commit: str, needs: Needs, force: bool
 ) -> State[Any]:
     """The worker's part, in its clone: run one experiment of a commit and share it."""
     log = get_run_logger().info
     if "origin" not in git("remote").split():
         return Failed(message=f"{Path.cwd()} has no git remote 'origin' to push the experiment to")
-    lab = open_lab(papers, force, workers=False, log=log)
-    lab.pull = True
+    lab = Lab(Project(log), papers, needs, force, pull=True)
     try:
         lab.run(name, overrides, commit, b"", log)
-        if not experiment_ref(name):
+        if not experiment_commit(name):
             return Completed(
-                name="Unchanged", message="nothing differs from the commit: no experiment to keep"
+                name="Unchanged", message="nothing differs from the commit: there is none to keep"
             )
-        lab.dvc(["exp", "push", "--run-cache", *["--force"] * force, "origin", name], log)
-    except (StageFailed, Killed, Cancelled) as error:
+        lab.share("push", name, "--run-cache", log=log)
+    except (FlowError, StageFailed, Killed) as error:
         return Failed(message=str(error))
     finally:
         lab.leash.close()
         lab.project.close()
-    return Completed(name=PUSHED)
+    return Completed(name=PUSHED, message=experiment_commit(name))
 
 
 def run_experiments(

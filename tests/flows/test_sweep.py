@@ -1,5 +1,6 @@
 """Experiments in checkouts of their own: killed and taken up again, with GPU slots, under names of their own."""
 
+import fcntl
 import subprocess
 import threading
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_experiments_do_not_share_a_gpu(tmp_path: Path, monkeypatch: pytest.Monk
     with lab.reserved(said.append) as again:
         assert again.gpu == f"{tmp_path.name}-0"
     lab.project.close()
+
+
+def test_checkout_is_needed_until_its_runs_are_sent(tmp_path: Path) -> None:
+    spool = tmp_path / "tracking"
+    assert sweep.all_sent(spool)
+    spool.mkdir()
+    assert sweep.all_sent(spool)
+    (spool / "run.jsonl").touch()
+    assert not sweep.all_sent(spool)
+    (spool / "run.jsonl").unlink()
+    with (spool / "lock").open() as lock:  # as the process that sends them does
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert not sweep.all_sent(spool)
+    assert sweep.all_sent(spool)
 
 
 @pytest.mark.parametrize(
