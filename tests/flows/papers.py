@@ -10,11 +10,9 @@ TABLE = "| method | top-1 % |\n| --- | --- |\n| ours | 91.9 |\n"
 CLAIMS = [{"id": "C1", "statement": "it works", "verdict": "supported", "effect": 1.25, "n": 3}]
 
 
-def make_papers(
-    folder: Path, wait: str = "true", more: dict[str, Any] | None = None, part: dict[str, Any] | None = None
-) -> Path:
-    """Papers `alpha` and `beta`, and stages `more` and `part`; alpha's training runs the command `wait` first."""
-    stages: dict[str, Any] = dict(more or {})
+def make_papers(folder: Path, wait: str = "true") -> Path:
+    """Papers `alpha` and `beta`; `wait` is a command that alpha's training runs first."""
+    stages: dict[str, Any] = {}
     for paper in ("alpha", "beta"):
         prepared, trained, reports = f"{paper}.data", f"{paper}.model", f"reports/{paper}/quick"
         stages[f"{paper}-prepare"] = copy(paper, ["source.txt"], prepared)
@@ -32,6 +30,6 @@ def make_papers(
         "claims.json": json.dumps(CLAIMS),
         "params.yaml": "alpha: {rate: 1, seeds: [0], scale: quick}\nbeta: {rate: 1, seeds: [0], scale: quick}\n",
     }
-    make_project(folder, stages, files, part)
+    make_project(folder, stages, files)
     (folder / "flows").symlink_to(REPOSITORY / "flows")
     return folder
