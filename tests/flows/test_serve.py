@@ -27,6 +27,7 @@ FINAL = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 SCREENSHOTS = REPOSITORY / "docs"
 TIMELINE = 20  # pixels of the graph's lower edge
 SETTLED_SECONDS = 1.0  # that a page must look the same
+SETTLING_SECONDS = 10.0  # some pages never do
 GREEN = (0x21, 0x9D, 0x4B)  # Prefect's colour of what is completed
 
 
@@ -74,17 +75,12 @@ def test_deployments(served: Served) -> None:
 
 
 def screenshot(driver: "Chrome", name: str) -> None:
-    """Keep a picture, when all is drawn: in docs/ with ENCORE_SCREENSHOTS=1, else in the test's folder."""
+    """Keep a picture, when nothing moves any more: in docs/ with ENCORE_SCREENSHOTS=1, else in the test's folder."""
     folder = SCREENSHOTS if os.environ.get("ENCORE_SCREENSHOTS") else Path.cwd()
-    picture = b""
-
-    def settled() -> bool:
-        nonlocal picture
-        before, picture = picture, driver.get_screenshot_as_png()
+    deadline, before, picture = time.monotonic() + SETTLING_SECONDS, b"", driver.get_screenshot_as_png()
+    while picture != before and time.monotonic() < deadline:
         time.sleep(SETTLED_SECONDS)
-        return picture == before
-
-    wait_for(settled, name)
+        before, picture = picture, driver.get_screenshot_as_png()
     (folder / name).write_bytes(picture)
 
 
