@@ -113,7 +113,7 @@ def test_flow_run_in_the_browser(served: Served, tmp_path: Path, monkeypatch: py
         driver.get(compare_in_mlflow(served))
         driver.set_window_size(1400, 1500)
         wait_for(lambda: "Comparing 2 Runs" in text(), "the comparison")
-        values = ("method dense ours", "top1\n93.1\n91.9", "flops\n4.1\n2")
+        values = ("method dense ours", "flops\ntop1\n4.1\n2\n93.1\n91.9")
         wait_for(lambda: all(value in text() for value in values), "the values side by side")
         for button in driver.find_elements(
             By.CSS_SELECTOR, "[data-component-id*=assistant][aria-label=Close]"
