@@ -111,7 +111,7 @@ def test_flow_run_in_the_browser(served: Served, tmp_path: Path, monkeypatch: py
         wait_for(lambda: "beta" in text(), "the deployments")
         screenshot(driver, "flow-deployments.png")
         driver.get(compare_in_mlflow(served))
-        driver.set_window_size(1400, 1500)
+        driver.set_window_size(1400, 1650)
         wait_for(lambda: "Comparing 2 Runs" in text(), "the comparison")
         values = ("method dense ours", "flops\ntop1\n4.1\n2\n93.1\n91.9")
         wait_for(lambda: all(value in text() for value in values), "the values side by side")
