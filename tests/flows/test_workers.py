@@ -185,6 +185,7 @@ def test_experiments_run_on_workers(fleet: Fleet) -> None:
 def test_cancelled_work_ends_on_its_worker(fleet: Fleet, arguments: list[str]) -> None:
     """Its process tree has ended when the flow ends; the workspaces are as they were."""
     home = fleet.home
+    git(home, "checkout", "-q", ".gitignore")  # where flows before this one have listed their outputs
     before = workspace(home)
     flow = start_flows(home, "reproduce", *arguments, "--workers")
     file = wait_for(lambda: fleet.find("slow.pid"), "the stage")
