@@ -183,9 +183,9 @@ def brightness(x_BTCHW: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def contrast(x_BTCHW: Tensor, factor_B: Tensor) -> Tensor:
-    """Stretch the values around the grey mean of the whole clip, not of each frame."""
-    mean_B1111 = luma(x_BTCHW).mean((1, 2, 3, 4), keepdim=True)
-    return torch.lerp(mean_B1111, x_BTCHW, _each(factor_B)).clamp(0, 1)
+    """Stretch the values around the grey mean of each frame (as HiCo's official code does; its factor is the clip's)."""
+    mean_BT111 = luma(x_BTCHW).mean((2, 3, 4), keepdim=True)
+    return torch.lerp(mean_BT111, x_BTCHW, _each(factor_B)).clamp(0, 1)
 
 
 def saturation(x_BTCHW: Tensor, factor_B: Tensor) -> Tensor:
