@@ -213,3 +213,18 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if extra:
         raise ValueError(f"{extra[0]} is not part of this model (of {len(extra)} such tensors)")
     model.load_state_dict(state)
+
+
+def start_from_released(model: nn.Module, path: Path) -> None:
+    """Give `model` the tensors of a released unimodal file that fit it: all but heads of other classes.
+
+    Raises:
+        InputError: the file is missing or not such a checkpoint, or nothing but heads differ and still do not fit.
+    """
+    released = load_released(path)
+    own, state = model.state_dict(), released.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    lacking = sorted(name for name in own.keys() - fitting.keys() if not name.startswith("heads."))
+    if lacking:
+        raise InputError(f"{path}: does not fit the network of the parameters, first at {lacking[0]}")
+    model.load_state_dict({**own, **fitting})

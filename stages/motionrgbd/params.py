@@ -11,10 +11,10 @@ Modality = Literal["rgb", "depth"]
 MODALITIES: tuple[Modality, ...] = ("rgb", "depth")
 DataName = Literal["generated", "nvgesture", "isogd", "frames"]
 UnimodalRow = Literal[
-    "full", "no-rcm", "no-distillation", "no-frp", "random-map", "all-neighbours", "no-sharpness",
-    "single-loss", "branch-1", "branch-2", "branch-3", "frames-half", "frames-first", "frames-last", "dsn-mean",
-    "dsn-lstm", "3d-cnn", "b-dsn", "b-dtn", "b-rcm", "b-distillation", "b-frp", "w-2", "w-8", "rho-0.5", "tau-x0.5",
-    "tau-x2", "depth-1", "depth-4",
+    "full", "no-rcm", "no-distillation", "no-frp", "random-map", "no-sharpness", "single-loss", "all-neighbours",
+    "branch-1", "branch-2", "branch-3", "frames-half", "frames-first", "frames-last", "dsn-mean", "dsn-lstm", "3d-cnn",
+    "dtn", "dtn-rcm", "dtn-rcm-distillation", "half-window", "double-window", "rho-0.5", "half-tau", "double-tau",
+    "half-depth", "double-depth",
 ]  # fmt: skip
 FusionRow = Literal["capf", "concat", "no-spatial", "no-temporal", "no-auxiliary"]
 Count = Annotated[int, Field(ge=1)]
@@ -66,6 +66,7 @@ class Network(Section):
     rho: Annotated[float, Field(gt=0, le=1)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     position_std: Positive
+    bn_momentum: Annotated[float, Field(gt=0, le=1)]  # of DSN and DTN
     rcm_hidden: Count
     rcm_gain: Positive
 

@@ -22,7 +22,7 @@ CLUTTER = 3
 STRIPE_PERIOD = 4  # pixels
 NOISE_RGB, NOISE_DEPTH = 8.0, 4.0  # standard deviations, of 255
 SHORTEST = 0.45  # of the clip, that a gesture takes
-AMPLITUDE = 0.26  # of a sweep and radius of a circle, before its own factor
+AMPLITUDE = 0.30  # of a sweep and radius of a circle, before its own factor
 
 
 class Uniform(Protocol):
@@ -65,7 +65,7 @@ def generate(per_class: int, frames: int, side: int, generator: Generator) -> di
     axis_H = torch.arange(side) / side
     y_H1, x_1W = axis_H[:, None], axis_H[None]
     hand_NTHW = _shape_mask(
-        x_1W, y_H1, place_NT2, uniform(0.10, 0.16)[:, None], torch.rand(count, generator=generator) < 0.5
+        x_1W, y_H1, place_NT2, uniform(0.13, 0.19)[:, None], torch.rand(count, generator=generator) < 0.5
     )
 
     glove_NT3HW = _glove(factors.glove, place_NT2, side, uniform)

@@ -27,13 +27,17 @@ def learning_rate(
 ) -> float:
     """Linear warm-up that reaches `base` in its last epoch, then a cosine to `minimum`.
 
-    With `official`, what the released unimodal loop does: it leaves the warm-up one epoch early and goes on from the
-    rate it has then, so that the peak is about half of `base` for three epochs of warm-up.
+    With `official`, what the released unimodal loop does: its warm-up starts at 1e-8, ends one epoch early, and the
+    cosine goes on from the rate it has then, so that the peak is half of `base` for three epochs of warm-up.
     """
-    first = 1e-8
-    if epoch < warmup - official:
-        return first + (base - first) * epoch / max(1, warmup - 1)
-    peak = first + (base - first) * (warmup - 2) / (warmup - 1) if official and warmup > 1 else base
+    peak, first = base, 1e-8
+    if official and warmup > 1:
+        ramp = [first + (base - first) * step / (warmup - 1) for step in range(warmup - 1)]
+        if epoch < len(ramp):
+            return ramp[epoch]
+        peak = ramp[-1]
+    elif epoch < warmup:
+        return base * (epoch + 1) / warmup
     share = max(0, epoch - warmup) / max(1, epochs - warmup)
     return minimum + (peak - minimum) * (1 + math.cos(math.pi * share)) / 2
 
