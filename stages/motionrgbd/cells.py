@@ -70,7 +70,13 @@ def run_log(params: MotionrgbdParams, method: str, name: str, seed: int) -> RunL
         "motionrgbd",
         f"{method} {name} seed {seed}",
         key_of(params, method, name, seed),
-        params={"cell": method, "row": name, "seed": seed, **recipe.model_dump(), **params.network.model_dump()},
+        params={
+            "cell": method,
+            "row": name,
+            "seed": seed,
+            **recipe.model_dump(),
+            **params.network.model_dump(),
+        },
         tags={"scale": params.scale, "data": params.data.name, "method": name},
     )
 

@@ -73,10 +73,7 @@ class PackedClips:
         self.pixels = pixels
         self.guidance = {
             modality: torch.cat(
-                [
-                    rank_pool_guidance(normalised(part), data.window)
-                    for part in clips.split(GUIDANCE_BATCH)
-                ]
+                [rank_pool_guidance(normalised(part), data.window) for part in clips.split(GUIDANCE_BATCH)]
             )
             for modality, clips in pixels.items()
         }
@@ -87,9 +84,7 @@ class PackedClips:
             if generator is None:
                 offsets_2B = torch.zeros(2, len(ids_B), dtype=torch.long)
             else:
-                offsets_2B = torch.randint(
-                    -self.shift, self.shift + 1, (2, len(ids_B)), generator=generator
-                )
+                offsets_2B = torch.randint(-self.shift, self.shift + 1, (2, len(ids_B)), generator=generator)
             yield {
                 modality: View(
                     normalised(rolled(clips[ids_B], offsets_2B)).to(self.device),
@@ -162,9 +157,7 @@ class FolderClips:
                 frames_TCHW = reader.read(numbers_T.numpy())
         return frames_TCHW if frames_TCHW.shape[1] == 3 else coloured(frames_TCHW, self.data.depth_colour)
 
-    def _finished(
-        self, reads: list[Future[dict[Modality, Tensor]]], generator: Generator | None
-    ) -> Views:
+    def _finished(self, reads: list[Future[dict[Modality, Tensor]]], generator: Generator | None) -> Views:
         """On the device: one crop, flip and angle a clip, the same for both modalities; then guidance."""
         clips = [read.result() for read in reads]
         chosen = None if generator is None else self.augment.draw(len(clips), generator)
@@ -221,7 +214,5 @@ def few(label_N: Tensor, per_class: int) -> Tensor:
     """The first `per_class` clips of each class, in order; 0 takes all."""
     if per_class == 0:
         return torch.arange(len(label_N))
-    kept = [
-        torch.nonzero(label_N == label)[:per_class, 0] for label in label_N.unique().tolist()
-    ]
+    kept = [torch.nonzero(label_N == label)[:per_class, 0] for label in label_N.unique().tolist()]
     return torch.cat(kept).sort().values

@@ -26,9 +26,7 @@ from stages.common.stage.tracking import RunLog
 from stages.common.video.strips import write_gif, write_strip
 from stages.motionrgbd.cells import (
     FUSION_ROWS,
-    FUSIONS,
     Job,
-    jobs_of,
     key_of,
     stem,
     target_of,
@@ -84,6 +82,11 @@ def main() -> None:
         with output_dir(runs / "evaluate") as output:
             write_parquet(results_frame(rows), output / "results.parquet")
             write_samples(params, prepared / str(params.seeds[0]), output)
+    for modality in MODALITIES:
+        key = key_of(params, "full", stem(("full", modality)), params.seeds[0])
+        with RunLog("motionrgbd", "", key, kind="amend") as log:
+            log.artifact(runs / "evaluate" / f"samples-{modality}.gif")
+            log.artifact(runs / "evaluate" / "samples.png")
 
 
 def tests_of(params: MotionrgbdParams) -> Iterator[Test]:
@@ -139,9 +142,7 @@ def evaluate_full(test: Test, params: MotionrgbdParams, folder: Path, cell: Path
     return found
 
 
-def evaluate_ablation(
-    job: Job, test: Test, params: MotionrgbdParams, folder: Path, cell: Path
-) -> Measured:
+def evaluate_ablation(job: Job, test: Test, params: MotionrgbdParams, folder: Path, cell: Path) -> Measured:
     """A row that changes one thing."""
     device, (row, modality) = start_device(), job
     window = max(1, round(params.data.window * ROWS[row].window))

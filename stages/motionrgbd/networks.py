@@ -125,7 +125,9 @@ def build_fusion(params: MotionrgbdParams, name: FusionRow, seed: int) -> CAPF |
     return CAPF(rgb, depth, dim, classes, **FUSION_SWITCHES[name])
 
 
-def load_sides(fusion: CAPF | ConcatFusion, rgb: dict[str, torch.Tensor], depth: dict[str, torch.Tensor]) -> None:
+def load_sides(
+    fusion: CAPF | ConcatFusion, rgb: dict[str, torch.Tensor], depth: dict[str, torch.Tensor]
+) -> None:
     """Give a fusion the trained unimodal weights, all but the heads."""
     for side, state in ((fusion.rgb, rgb), (fusion.depth, depth)):
         side.load_state_dict({key: value for key, value in state.items() if not key.startswith("heads.")})

@@ -188,9 +188,7 @@ def _unimodal(tensors: Mapping[str, Tensor], rho: float, classes: int) -> Unimod
     )
     rcm = None
     if "dtn.rcm.q.weight" in tensors:
-        rcm = RCM(
-            _shape(tensors, "dtn.rcm.q.weight")[1], _shape(tensors, "dtn.rcm.project.0.weight")[0], dim
-        )
+        rcm = RCM(_shape(tensors, "dtn.rcm.q.weight")[1], _shape(tensors, "dtn.rcm.project.0.weight")[0], dim)
     dsn = inception_dsn(dim, frp="frp_module.rpconv1d.weight" in tensors)
     dtn = DTN(frames, dim, depth, inner // 3 // HEAD_DIM, HEAD_DIM, hidden, rho)
     return UnimodalNet(dsn, rcm, dtn, dim, classes)
@@ -207,7 +205,9 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if axis < found.ndim and found.shape[axis] == 1:
                 found = found.squeeze(axis)
         if found.shape != value.shape:
-            raise ValueError(f"{released} is {tuple(tensors[released].shape)}, does not fit {tuple(value.shape)}")
+            raise ValueError(
+                f"{released} is {tuple(tensors[released].shape)}, does not fit {tuple(value.shape)}"
+            )
         state[name] = found
     extra = sorted(tensors.keys() - {official_name(name)[0] for name in state})
     if extra:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from stages.common.stage.params import Scale, Section, Seeds, distinct
-from stages.motionrgbd.method.losses import Reduction
+from stages.motionrgbd.method.distillation import Reduction
 
 Modality = Literal["rgb", "depth"]
 MODALITIES: tuple[Modality, ...] = ("rgb", "depth")
@@ -39,7 +39,9 @@ class Data(Section):
     window: Count  # w of the guidance maps
     depth_colour: Literal["jet", "gray"]  # how one channel of depth becomes three
     flip: Share
-    rotation: Annotated[list[NonNegative], Field(min_length=2, max_length=2)]  # probability, largest angle in degrees
+    rotation: Annotated[
+        list[NonNegative], Field(min_length=2, max_length=2)
+    ]  # probability, largest angle in degrees
     shift: Whole  # generated clips are rolled by up to so many pixels
     train: Whole  # generated clips of a class
     test: Whole

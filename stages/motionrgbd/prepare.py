@@ -166,9 +166,7 @@ def checked(pair: Pair, data: Data) -> dict[Modality, VideoIndex]:
         if not path.exists():
             other = pair.paths["rgb" if modality == "depth" else "depth"]
             raise VideoError(f"{path}: missing; it is the {modality} partner of {other}")
-        found[modality] = (
-            index_folder(path) if data.name == "frames" else index_video(path, data.expect_fps)
-        )
+        found[modality] = index_folder(path) if data.name == "frames" else index_video(path, data.expect_fps)
         stop = pair.stop[modality]
         if stop is not None and stop > found[modality].frames:
             raise VideoError(f"{path}: has {found[modality].frames} frames, the list names {stop}")
@@ -221,7 +219,9 @@ def of_one_size(
                     usual[modality].most_common(1)[0][0],
                 )
                 if size != most:
-                    raise VideoError(f"{index[modality].path}: is {size[0]} x {size[1]} pixels, others {most}")
+                    raise VideoError(
+                        f"{index[modality].path}: is {size[0]} x {size[1]} pixels, others {most}"
+                    )
             kept.append((pair, index))
     return kept
 

@@ -59,9 +59,7 @@ def main() -> None:
                     shutil.copy(stage.work / f"{stem(job)}.{suffix}", output)
 
 
-def train(
-    job: Job, method: str, params: MotionrgbdParams, prepared: Path, seed: int, folder: Path
-) -> None:
+def train(job: Job, method: str, params: MotionrgbdParams, prepared: Path, seed: int, folder: Path) -> None:
     """One training; leaves `<row>-<modality>.safetensors` and `.json` in `folder`.
 
     Raises:
@@ -79,7 +77,9 @@ def train(
     )
     ids_N = clips_of(method, params, clips)
     if total_steps(recipe, len(ids_N)) == 0:
-        raise ParameterError(f"motionrgbd.pretrain.recipe.batch = {recipe.batch}: there are {len(ids_N)} clips")
+        raise ParameterError(
+            f"motionrgbd.pretrain.recipe.batch = {recipe.batch}: there are {len(ids_N)} clips"
+        )
     net = build_unimodal(params, row, classes_of(method, params), seed)
     if params.pretrain.released is not None:
         start_from_released(net, Path(params.pretrain.released))

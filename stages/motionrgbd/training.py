@@ -53,9 +53,7 @@ class UnimodalTask(nn.Module):
             scores_BK = self.net(x_BTCHW, guidance_BTHW)
             return {"ce": F.cross_entropy(scores_BK, target_B, label_smoothing=self.recipe.smoothing)}
         logits, temporal = self.net(x_BTCHW, guidance_BTHW, epoch.temperature)
-        parts = {
-            "ce": multi_branch_loss(logits, target_B, self.recipe.smoothing, self.row.branch_losses)
-        }
+        parts = {"ce": multi_branch_loss(logits, target_B, self.recipe.smoothing, self.row.branch_losses)}
         if self.row.distillation:
             parts["distill"] = distillation_of(temporal, self.tau, self.recipe.reduction)
         return parts
@@ -144,7 +142,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate
         order_N = ids_N[torch.randperm(len(ids_N), generator=draws(seed, epoch))]
-        steps = [order_N[n * recipe.batch : (n + 1) * recipe.batch][rank::processes] for n in range(per_epoch)]
+        steps = [
+            order_N[n * recipe.batch : (n + 1) * recipe.batch][rank::processes] for n in range(per_epoch)
+        ]
         first = recipe.epochs + epoch * per_epoch
         asks = [(ids_B, draws(seed, first + n)) for n, ids_B in enumerate(steps)]
         task.train()

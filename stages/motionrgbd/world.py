@@ -145,4 +145,3 @@ def _background(x_1W: Tensor, y_H1: Tensor, uniform: Uniform) -> tuple[Tensor, T
     rgb_N3HW = tint_N3[:, :, None, None] + (strength_N * wave_NHW)[:, None]
     tilt_NHW = uniform(-30, 30)[:, None, None] * (x_1W - 0.5) + uniform(-30, 30)[:, None, None] * (y_H1 - 0.5)
     return rgb_N3HW, uniform(30, 80)[:, None, None] + tilt_NHW
-

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from stages.motionrgbd.method.blocks import SamePool, SpatialInception, TemporalInception, pool_time
 from stages.motionrgbd.method.capf import CAPF, fusion_loss
+from stages.motionrgbd.method.distillation import recoupling_distillation
 from stages.motionrgbd.method.dsn import inception_dsn
 from stages.motionrgbd.method.dtn import DTN, KNNAttention
 from stages.motionrgbd.method.frp import FRP
 from stages.motionrgbd.method.guidance import rank_pool_guidance
-from stages.motionrgbd.method.losses import multi_branch_loss, recoupling_distillation
+from stages.motionrgbd.method.losses import multi_branch_loss
 from stages.motionrgbd.method.rcm import RCM
 from stages.motionrgbd.method.sampling import segment_indices, segment_ranges
 from stages.motionrgbd.method.schedules import SharpnessSchedule, distillation_weight, learning_rate

@@ -3,13 +3,15 @@
 Shapes: B clips, T frames, D token width, K classes, R branches.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.motionrgbd.method.losses import Reduction, distillation_of
+from stages.motionrgbd.method.distillation import Reduction
+from stages.motionrgbd.method.losses import distillation_of
 from stages.motionrgbd.method.unimodal import Temporal, UnimodalNet
 
 INTERACTION_DROPOUT, DISCRIMINATOR_DROPOUT = 0.4, 0.5
@@ -46,7 +48,9 @@ class Interaction(nn.Module):
         """What is added to both, `[B, T, D]`."""
         both_BTX = F.normalize(torch.cat([rgb_BTD, depth_BTD], -1), dim=-1)
         batch, frames, width = both_BTX.shape
-        both_BXT = both_BTX.reshape(batch, width, frames) if self.official_reshape else both_BTX.transpose(1, 2)
+        both_BXT = (
+            both_BTX.reshape(batch, width, frames) if self.official_reshape else both_BTX.transpose(1, 2)
+        )
         out_BDT = self.dropout(self.conv2(F.relu(self.bn(self.conv1(both_BXT)))))
         return out_BDT.reshape(rgb_BTD.shape) if self.official_reshape else out_BDT.transpose(1, 2)
 
@@ -59,7 +63,7 @@ def headless(net: UnimodalNet) -> UnimodalNet:
 
 def _mlp(*widths: int, last_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for index, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (width_in, width_out) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(width_in, width_out, bias=False))
         if last_norm or index < len(widths) - 2:
             layers += [nn.BatchNorm1d(width_out), nn.ReLU()]

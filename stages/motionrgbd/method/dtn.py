@@ -45,9 +45,7 @@ class KNNAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(
-        self, dim: int, heads: int, head_dim: int, hidden: int, rho: float, dropout: float
-    ) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, hidden: int, rho: float, dropout: float) -> None:
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(dim), KNNAttention(dim, heads, head_dim, rho, dropout)
         self.norm2, self.fc1, self.fc2 = nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.Linear(hidden, dim)

@@ -50,9 +50,7 @@ class UnimodalNet(nn.Module):
         branches_BRK = torch.stack(scores, 1) / temperature
         return Logits(branches_BRK.amax(1), branches_BRK)
 
-    def forward(
-        self, x_BTCHW: Tensor, guidance_BTHW: Tensor, temperature: float
-    ) -> tuple[Logits, Temporal]:
+    def forward(self, x_BTCHW: Tensor, guidance_BTHW: Tensor, temperature: float) -> tuple[Logits, Temporal]:
         """Scores and class tokens of normalised frames with guidance."""
         temporal = self.temporal(self.dsn(x_BTCHW, guidance_BTHW))
         return self.classify(temporal.classes_BRD, temperature), temporal
