@@ -12,6 +12,6 @@ Stages: prepare -> pretrain (RGB and depth; ablation rows) -> finetune (fusions)
 | scale | data | expect | cost | command |
 |---|---|---|---|---|
 | quick | generated, 16 classes, 32 pixels | see findings.md | see findings.md | `dvc repro motionrgbd` |
-| real | NvGesture, IsoGD by folder | fusion > best single | hours, 1 GPU (not run) | `dvc exp run -S motionrgbd=real motionrgbd` |
-| paper | IsoGD, NvGesture ... | 66.8 IsoGD RGB-D, published | days, GPUs | `dvc exp run -S motionrgbd=paper motionrgbd` |
+| real | NvGesture, IsoGD by folder | fusion > best single | hours, 1 GPU (not run) | `dvc exp run -S motionrgbd=real ...` |
+| paper | IsoGD, NvGesture ... | 66.8 IsoGD RGB-D, published | days, GPUs | `dvc exp run -S motionrgbd=paper ...` |
 """

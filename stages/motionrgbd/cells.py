@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stages.common.stage.tracking import RunLog, run_key
 from stages.motionrgbd.data import Clips, few
+from stages.motionrgbd.method.capf import CAPF, ConcatFusion
 from stages.motionrgbd.networks import build_fusion, build_unimodal, load_sides
 from stages.motionrgbd.params import MODALITIES, FusionRow, Modality, MotionrgbdParams, UnimodalRow
 
@@ -104,7 +105,7 @@ def trained_fusion(
     return net.to(device).eval()
 
 
-def new_fusion(params: MotionrgbdParams, row: FusionRow, pretrained: Path, seed: int) -> nn.Module:
+def new_fusion(params: MotionrgbdParams, row: FusionRow, pretrained: Path, seed: int) -> CAPF | ConcatFusion:
     """A fusion that starts from both trained unimodal networks."""
     net = build_fusion(params, row, seed)
     states = [load_file(pretrained / f"{stem(('full', modality))}.safetensors") for modality in MODALITIES]

@@ -140,7 +140,8 @@ def fusion_from_official(state: Mapping[str, Any], rho: float = 0.7) -> CAPF:
         sides.append(_unimodal(part, rho, classes=1))
     classes, dim = _shape(tensors, "classifier1.1.weight")
     spatial, temporal = "crossFusion.0.weight" in tensors, "crossFusionT.0.weight" in tensors
-    model = CAPF(*sides, dim, classes, spatial, temporal, official_reshape=True)
+    rgb, depth = sides
+    model = CAPF(rgb, depth, dim, classes, spatial, temporal, official_reshape=True)
     _load(model, tensors)
     return model.eval()
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stages.motionrgbd.method.blocks import SamePool, SpatialConv, SpatialInception, same_padding
 from stages.motionrgbd.method.dsn import DSN
+from stages.motionrgbd.method.dtn import Block, Branch
 from stages.motionrgbd.method.frp import FRP
 from stages.motionrgbd.method.unimodal import Logits, UnimodalNet
 
@@ -84,8 +85,12 @@ def attention_similarities(net: UnimodalNet, x_BTCHW: Tensor) -> Tensor:
     """
     batch, maps = len(x_BTCHW), []
     for branch in net.dtn.branches:
-        noise_BLD = torch.randn(batch, branch.frames + 1, branch.class_token.shape[-1], device=x_BTCHW.device)
-        attention = branch.blocks[-1].attention.attention(noise_BLD)[0]
+        assert isinstance(branch, Branch)
+        block = branch.blocks[-1]
+        assert isinstance(block, Block)
+        width = branch.class_token.shape[-1]
+        noise_BLD = torch.randn(batch, branch.frames + 1, width, device=x_BTCHW.device)
+        attention = block.attention.attention(noise_BLD)[0]
         maps.append(F.interpolate(attention, (8, 8)).flatten(2))
     maps_BXY = torch.cat(maps, 1)
     count = maps_BXY.shape[1]

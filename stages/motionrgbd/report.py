@@ -244,7 +244,7 @@ def speed_lines(ours: list[float], released: list[float], difference: float, tim
 
 def published_table() -> str:
     """Published numbers, all of them of other settings than `quick`."""
-    rows = published("motionrgbd")
+    rows = published("motionrgbd").fillna("–")
     lines = [
         [row.table, row.method, row.setting, f"{row.metric} {row.value:g} {row.unit}", row.source]
         for row in rows.itertuples()

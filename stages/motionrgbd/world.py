@@ -65,7 +65,7 @@ def generate(per_class: int, frames: int, side: int, generator: Generator) -> di
     axis_H = torch.arange(side) / side
     y_H1, x_1W = axis_H[:, None], axis_H[None]
     hand_NTHW = _shape_mask(
-        x_1W, y_H1, place_NT2, uniform(0.13, 0.19)[:, None], torch.rand(count, generator=generator) < 0.5
+        x_1W, y_H1, place_NT2, uniform(0.14, 0.20)[:, None], torch.rand(count, generator=generator) < 0.5
     )
 
     glove_NT3HW = _glove(factors.glove, place_NT2, side, uniform)
@@ -76,7 +76,7 @@ def generate(per_class: int, frames: int, side: int, generator: Generator) -> di
         object_NHW = _shape_mask(
             x_1W, y_H1, spot_N12, uniform(0.06, 0.12)[:, None], torch.rand(count, generator=generator) < 0.5
         )[:, 0]
-        rgb_N3HW = torch.where(object_NHW[:, None], uniform(30, 255, 3)[:, :, None, None], rgb_N3HW)
+        rgb_N3HW = torch.where(object_NHW[:, None], uniform(30, 150, 3)[:, :, None, None], rgb_N3HW)
         depth_NHW = torch.where(object_NHW, uniform(60, 200)[:, None, None], depth_NHW)
 
     rgb_NT3HW = torch.where(hand_NTHW[:, :, None], glove_NT3HW, rgb_N3HW[:, None])
@@ -132,7 +132,7 @@ def _glove(glove_N: Tensor, place_NT2: Tensor, side: int, uniform: Uniform) -> T
     row_NTH1 = (pixel_H - corner_NT2[..., 1:])[..., None]
     across_NTHW = torch.where(glove_N[:, None, None, None] == 0, column_NT1W, row_NTH1)
     bright_NTHW = torch.where(across_NTHW % STRIPE_PERIOD < STRIPE_PERIOD / 2, 1.0, 0.25)
-    return uniform(90, 255, 3)[:, None, :, None, None] * bright_NTHW[:, :, None]
+    return uniform(170, 255, 3)[:, None, :, None, None] * bright_NTHW[:, :, None]
 
 
 def _background(x_1W: Tensor, y_H1: Tensor, uniform: Uniform) -> tuple[Tensor, Tensor]:
@@ -140,8 +140,8 @@ def _background(x_1W: Tensor, y_H1: Tensor, uniform: Uniform) -> tuple[Tensor, T
     turn_N, cycles_N = uniform(0, math.pi)[:, None, None], uniform(1, 4)[:, None, None]
     along = x_1W * torch.cos(turn_N) + y_H1 * torch.sin(turn_N)
     wave_NHW = torch.sin(2 * math.pi * (cycles_N * along + uniform(0, 1)[:, None, None]))
-    tint_N3 = uniform(40, 160, 3)
-    strength_N = uniform(5, 30)[:, None, None]
+    tint_N3 = uniform(30, 90, 3)
+    strength_N = uniform(5, 20)[:, None, None]
     rgb_N3HW = tint_N3[:, :, None, None] + (strength_N * wave_NHW)[:, None]
     tilt_NHW = uniform(-30, 30)[:, None, None] * (x_1W - 0.5) + uniform(-30, 30)[:, None, None] * (y_H1 - 0.5)
     return rgb_N3HW, uniform(30, 80)[:, None, None] + tilt_NHW

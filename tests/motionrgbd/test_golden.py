@@ -40,7 +40,7 @@ def tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def near(actual: Tensor | float, expected: np.ndarray, atol: float = 1e-5) -> None:
+def near(actual: Tensor | np.ndarray | float, expected: np.ndarray, atol: float = 1e-5) -> None:
     value = actual.detach().numpy() if isinstance(actual, Tensor) else actual
     np.testing.assert_allclose(value, expected, rtol=0, atol=atol)
 
@@ -227,10 +227,10 @@ def test_golden_capf(path: Path) -> None:
     case = load(path)
     state = filled_state(case["state_keys"], int(case["seed"]))
     classes, width = int(case["num_classes"]), case["temporal_rgb"].shape[1]
-    blank = [
+    rgb, depth = (
         UnimodalNet(inception_dsn(64), None, DTN((1,), 64, 1, 1, 64, 1, 1.0), 64, classes) for _ in range(2)
-    ]
-    capf = CAPF(*blank, width, classes, official_reshape=True).eval()
+    )
+    capf = CAPF(rgb, depth, width, classes, official_reshape=True).eval()
     own = capf.state_dict()
     loaded = {
         key: state[f"capf.{official_name(key)[0]}"].reshape(own[key].shape)
@@ -243,8 +243,9 @@ def test_golden_capf(path: Path) -> None:
         rgb_BTD, depth_BTD = capf.interact(tensor(case["spatial_rgb"]), tensor(case["spatial_depth"]))
         near(rgb_BTD, case["recoupled_rgb"])
         near(depth_BTD, case["recoupled_depth"])
-        rgb, depth = (Temporal(tensor(case[f"temporal_{side}"])[:, None], None) for side in ("rgb", "depth"))
-        out = capf.fuse(rgb, depth)
+        out = capf.fuse(
+            *(Temporal(tensor(case[f"temporal_{side}"])[:, None], None) for side in ("rgb", "depth"))
+        )
     near(out.fused_BK, case["fused_logits"])
     near(out.rgb_BK, case["rgb_logits"])
     near(out.depth_BK, case["depth_logits"])

@@ -240,7 +240,7 @@ def test_interaction_transposes_where_the_released_code_reshapes() -> None:
     for official in (False, True):
         phi = Interaction(8, official).eval()
         with torch.no_grad():
-            phi.bn.running_mean.normal_()
+            phi.bn.get_buffer("running_mean").normal_()
             same = torch.allclose(phi(rgb, depth)[:, :3], phi(changed, depth)[:, :3])
         assert same != official
 

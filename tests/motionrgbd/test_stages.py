@@ -73,7 +73,14 @@ def claims_of(folder: Path) -> dict[str, dict[str, Any]]:
 def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny("quick")
     settings["fusions"] = ["fusion", "interaction"]
-    settings["ablation"]["rows"] += ["random-map", "dsn-mean", "dsn-lstm", "3d-cnn", "branch-3", "half-window"]
+    settings["ablation"]["rows"] += [
+        "random-map",
+        "dsn-mean",
+        "dsn-lstm",
+        "3d-cnn",
+        "branch-3",
+        "half-window",
+    ]
     run_all(settings, monkeypatch)
     output = workspace / "reports" / "motionrgbd" / "quick"
     results = read_parquet(output / "results.parquet")
@@ -214,7 +221,9 @@ def nvgesture(root: Path, frames: int = 26) -> None:
 def folder_settings(scale: str, root: Path) -> Settings:
     settings = tiny(scale)
     settings.update(seeds=[0])
-    settings["data"].update(root=str(root), frames=6, side=16, resize=[20, 20], classes=2, window=3, workers=2)
+    settings["data"].update(
+        root=str(root), frames=6, side=16, resize=[20, 20], classes=2, window=3, workers=2
+    )
     settings["pretrain"]["recipe"]["batch"] = settings["finetune"]["batch"] = 2
     return settings
 
@@ -279,7 +288,9 @@ def test_frame_folders_are_read(workspace: Path, monkeypatch: pytest.MonkeyPatch
     assert views[1]["rgb"].guidance_BTHW.shape == (2, 6, 16, 16)
 
 
-def test_both_modalities_get_the_same_crop_and_frames(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_modalities_get_the_same_crop_and_frames(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = workspace / "iso"
     isogd(root)
     for number in range(4):  # depth as colour, so that both can be compared
