@@ -43,6 +43,19 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class FrameFolder:
+    """A clip as a folder of frames: what of it is known without reading them all."""
+
+    path: Path
+    height: int
+    width: int
+    frames: int
+
+
+Source = VideoIndex | FrameFolder
+
+
+@dataclass(frozen=True)
 class Found:
     """What of a data set can be used, and what is left out."""
 
@@ -84,7 +97,7 @@ def find_clips(data: Data) -> Found:
     indexes: dict[str, VideoIndex] = {}
     for split in SPLITS:
         pairs = list(listed(data, split))
-        found: list[tuple[Pair, dict[Modality, VideoIndex]]] = []
+        found: list[tuple[Pair, dict[Modality, Source]]] = []
         with progress(f"motionrgbd-prepare {split}", len(pairs)) as bar:
             for pair in pairs:
                 with bad.tolerated():
@@ -102,7 +115,8 @@ def find_clips(data: Data) -> Found:
             for modality in MODALITIES:
                 path = str(index[modality].path)
                 entry |= {modality: path, f"{modality}_first": pair.first[modality]}
-                indexes[path] = index[modality]
+                if isinstance(source := index[modality], VideoIndex):
+                    indexes[path] = source
             clips[split].append(entry)
         bad.demand(len(clips[split]), f"{data.root}, {split}")
     return Found(clips, list(indexes.values()), {"bad": bad.reasons, "short": short})
@@ -155,13 +169,13 @@ def parsed(words: list[str], root: Path, data: Data) -> Pair:
             )
 
 
-def checked(pair: Pair, data: Data) -> dict[Modality, VideoIndex]:
+def checked(pair: Pair, data: Data) -> dict[Modality, Source]:
     """Both files of a clip, opened.
 
     Raises:
         VideoError: one is missing or cannot be used, or they do not fit each other.
     """
-    found: dict[Modality, VideoIndex] = {}
+    found: dict[Modality, Source] = {}
     for modality, path in pair.paths.items():
         if not path.exists():
             other = pair.paths["rgb" if modality == "depth" else "depth"]
@@ -178,13 +192,12 @@ def checked(pair: Pair, data: Data) -> dict[Modality, VideoIndex]:
     return found
 
 
-def index_folder(folder: Path) -> VideoIndex:
-    """A folder of frames in the form of a video's index.
+def index_folder(folder: Path) -> FrameFolder:
+    """Look at a folder of frames.
 
     Raises:
         VideoError: no frame is in it, or the first and last are of two sizes or cannot be opened.
     """
-    import numpy as np
     from PIL import Image
 
     files = frame_files(folder)
@@ -199,12 +212,12 @@ def index_folder(folder: Path) -> VideoIndex:
             raise VideoError(f"{file}: not an image") from None
     if sizes[0] != sizes[1]:
         raise VideoError(f"{folder}: mixes frames of {sizes[0]} and {sizes[1]} pixels")
-    return VideoIndex(folder, 1.0, sizes[0][1], sizes[0][0], np.arange(len(files)), np.arange(1))
+    return FrameFolder(folder, sizes[0][1], sizes[0][0], len(files))
 
 
 def of_one_size(
-    found: list[tuple[Pair, dict[Modality, VideoIndex]]], bad: BadFiles
-) -> list[tuple[Pair, dict[Modality, VideoIndex]]]:
+    found: list[tuple[Pair, dict[Modality, Source]]], bad: BadFiles
+) -> list[tuple[Pair, dict[Modality, Source]]]:
     """The clips whose files have the size of most of their modality; the others are bad."""
     usual = {
         modality: Counter((index[modality].height, index[modality].width) for _, index in found)
