@@ -191,8 +191,8 @@ def read_frames(folder: Path, numbers_T: Tensor, size: tuple[int, int]) -> Tenso
     files, frames = frame_files(folder), []
     for number in numbers_T.tolist():
         try:
-            with Image.open(files[number]) as image:
-                image = image.convert("L" if image.mode in ("L", "I;16", "I") else "RGB")
+            with Image.open(files[number]) as file:
+                image = file.convert("L" if file.mode in ("L", "I;16", "I") else "RGB")
                 frames.append(np.atleast_3d(np.asarray(image.resize(size[::-1]))))
         except (OSError, IndexError) as error:
             raise VideoError(f"{folder}: damaged at frame {number} ({type(error).__name__})") from None

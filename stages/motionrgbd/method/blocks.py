@@ -39,7 +39,14 @@ class SpatialConv(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """`[N, C', ceil(H / stride), ceil(W / stride)]`."""
         x_NCHW, padding = _padded(x_NCHW, self.kernel, self.stride, 2)
-        return F.relu(self.bn(F.conv2d(x_NCHW, self.conv.weight, None, self.stride, padding)))
+        if self.training:
+            out_NCHW = self.bn(F.conv2d(x_NCHW, self.conv.weight, None, self.stride, padding))
+        else:  # the norm is a scale and a shift then: folded into the weights they cost no pass over the features
+            scale_C = self.bn.weight * torch.rsqrt(self.bn.get_buffer("running_var") + self.bn.eps)
+            shift_C = self.bn.bias - self.bn.get_buffer("running_mean") * scale_C
+            weight = self.conv.weight * scale_C[:, None, None, None]
+            out_NCHW = F.conv2d(x_NCHW, weight, shift_C, self.stride, padding)
+        return F.relu(out_NCHW, inplace=True)
 
 
 class TemporalConv(nn.Module):
