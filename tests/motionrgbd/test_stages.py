@@ -36,7 +36,7 @@ NETWORK = {
 def tiny(scale: str) -> Settings:
     """A preset at seconds."""
     settings = preset("motionrgbd", scale)
-    settings.update(seeds=[0, 1], fusions=["fusion"])
+    settings.update(seeds=[0, 1], methods=["full", "ablation"], fusions=["fusion"])
     settings["network"].update(NETWORK)
     settings["pretrain"]["recipe"].update(epochs=2, batch=4, warmup=1)
     settings["finetune"].update(epochs=1, batch=4, warmup=1)
