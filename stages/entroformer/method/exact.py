@@ -267,17 +267,18 @@ def integer_weights(scores: Tensor, factor: Tensor, topk: int) -> Tensor:
 
     A row's sum is at most `ROW_SUM`; float32.
     """
-    keys = scores.shape[-1]
-    peak = scores.amax(-1, keepdim=True)
+    keys, table = scores.shape[-1], exp_table()
+    # how far each is below the row's largest, in steps of the table: what its weight is looked up by, and ranked by
+    below = (scores.amax(-1, keepdim=True) - scores).mul_(factor * EXP_STEPS).round_()
+    steps = below.clamp_max_(len(table) - 1).to(torch.int16)
     if 0 < topk < keys:
-        threshold = np.partition(scores.numpy(), keys - topk, axis=-1)[..., keys - topk, None]
-        kept = (scores >= torch.from_numpy(threshold)).view(-1).nonzero()[:, 0]
+        threshold = torch.from_numpy(np.partition(steps.numpy(), topk - 1, axis=-1)[..., topk - 1, None])
+        kept = steps <= threshold.clamp_max(len(table) - 2)  # the last step has no weight
     else:
-        kept = torch.arange(scores.numel())
+        kept = steps < len(table) - 1
+    kept = kept.view(-1).nonzero()[:, 0]
     row = kept // keys
-    below = (peak.view(-1)[row] - scores.view(-1)[kept]) * factor.flatten()[row]
-    table = exp_table()
-    share = table[(below * EXP_STEPS).round().clamp_max(len(table) - 1).long()]
+    share = table[steps.view(-1)[kept].long()]
     sums = torch.zeros(scores.numel() // keys, dtype=torch.float64).index_add_(0, row, share)
     weights = torch.zeros_like(scores)
     weights.view(-1)[kept] = (share * ROW_SUM / sums[row]).floor().float()
