@@ -6,7 +6,7 @@ Letters: V videos of a batch (of this process), n clips each.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from stages.common.video.reading import VideoError
 from stages.hico.footage import Library, Video
 from stages.hico.method.clip_sampling import ClipRule, Window, sample_clips, window
 
-EPOCH_SEED = 1_000_003  # draws of epoch e, of step s in training t: a generator of its own for each
+EPOCH_SEED = 1_000_003  # every epoch of every seed has a shuffle of its own
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,7 @@ def load_ahead(batches: ClipBatches, start: int, workers: int, device: torch.dev
     yield from loader
 
 
-Purpose = Literal["clips", "augment"]
-
-
-def step_generator(seed: int, step: int, purpose: Purpose) -> torch.Generator:
-    """The generator of one step's draws of one kind, on the CPU; each process of several has its own."""
-    name = f"{seed} {step} {purpose} {process_share()[0]}"
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator of one step's augmentation, on the CPU; each process of several has its own."""
+    name = f"{seed} {step} augment {process_share()[0]}"
     return torch.Generator().manual_seed(random.Random(name).getrandbits(63))

@@ -19,11 +19,18 @@ Distance = tuple[float, float]
 
 @dataclass(frozen=True)
 class Method:
-    """A row. `distance` in seconds: a pair, "gradual" (the parameter's), or None (anywhere in the video).
+    """A row.
 
-    `loss`: "simclr" has every pair of a video's clips as positives, "hico" the near pair; `topic` weighs the topic
-    loss. A weight of None leaves the topic head away, 0 the visual loss's partner too: `visual` False trains on
-    topics alone.
+    Args:
+        label: how the tables name it.
+        loss: "hico" attracts the near pair (VCL), "simclr" every pair of a video's clips.
+        clips: of a video; where there are three, the last one is drawn anywhere.
+        distance: between near clips in seconds, at the start and at the end; "gradual" is the parameter's; None: anywhere.
+        topic: weight of the topic loss; None leaves its head away.
+        visual: False leaves VCL away.
+        gamma: of the topic loss; None is the parameter's.
+        combine: how the topic predictor sees a pair.
+        source: what it is trained on.
     """
 
     label: str
@@ -37,7 +44,7 @@ class Method:
     source: Source = "untrimmed"
 
     def rule(self, params: HicoParams) -> ClipRule:
-        """How its clips are drawn; where there are three, the last one is drawn anywhere."""
+        """How its clips are drawn."""
         low, high = params.pretrain.distance
         distance = (low, high) if self.distance == "gradual" else self.distance
         return ClipRule(self.clips, distance, self.clips == 3)

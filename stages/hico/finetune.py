@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.common.stage.checkpoint import Checkpoint
@@ -106,11 +106,6 @@ def transfer(
     if is_main():  # last: its presence says that the target is done
         save_file({name: value.contiguous() for name, value in result.items()}, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
-
-
-def load_transfer(path: Path) -> dict[str, Tensor]:
-    """What `transfer` left."""
-    return load_file(path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 * hacs, uk400: `<set>/training.txt` with lines `id,start_ms,end_ms` (7 digits each), and the pieces of each video,
   `<set>/train/v_<id>_<start>_<end>.mp4`.
 * k400: `k400/kinetics400_train_list.txt` with lines `path label`, paths below `k400/`.
-* ucf101, hmdb51: `<set>/<set>_train_list.txt` and `<set>_test_list.txt` with lines `path label`, paths below `<set>/` (split 1).
+* ucf101, hmdb51: `<set>/<set>_train_list.txt` and `<set>_test_list.txt` with lines `path label`, paths below `<set>/`
+  (split 1).
 """
 
 from collections.abc import Callable, Sequence

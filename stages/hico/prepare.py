@@ -23,9 +23,9 @@ from stages.hico.footage import Footage, Video, save_footage
 from stages.hico.params import HicoParams
 from stages.hico.world import ACTIONS, FPS, TOPIC_OF, TOPICS, Shot, shot_frames, untrimmed_video
 
-VIDEOS, SECONDS, BACKGROUND = 320, 30.0, 0.5  # untrimmed ones for pre-training
+VIDEOS, SECONDS, BACKGROUND = 240, 30.0, 0.5  # untrimmed ones for pre-training
 TRAIN_CLIPS, TEST_CLIPS, CLIP_SECONDS = 15, 30, 1.0  # of each action
-TRAIN_LOCALISED, TEST_LOCALISED = 16, 24  # further untrimmed ones, whose segments are known
+TRAIN_LOCALISED, TEST_LOCALISED = 12, 16  # further untrimmed ones, whose segments are known
 
 
 def main() -> None:

@@ -97,12 +97,12 @@ def pretrain(
         for group in optimizer.param_groups:
             group["lr"] = rate
         clips = batch.clips.to(device, non_blocking=True)
-        x = augment(clips, augment.draw(len(clips), step_generator(seed, step, "augment")))
+        x = augment(clips, augment.draw(len(clips), step_generator(seed, step)))
         with _autocast(recipe.precision, device):
             z_nd, a_nn = network(x)
         z_Nd = gather_with_local_gradient(z_nd.float())
         losses: dict[str, Tensor] = {}
-        total = z_nd.new_zeros(())
+        total = 0.0 * z_Nd.sum()  # whatever the row trains, DDP wants a gradient for all of it
         if method.visual:
             pairs = simclr_loss if method.loss == "simclr" else vcl_loss
             losses["VCL"] = pairs(z_Nd, method.clips, recipe.temperature)
@@ -121,7 +121,7 @@ def pretrain(
             history.losses.append({"step": float(step), **values})
             log.metrics({**values, "learning rate": rate}, step)
         asked_at = time.monotonic()
-    log.metrics({"seconds waited for data": waited}, steps)
+    log.metrics({"seconds waited for data": waited, "CPU seconds": time.process_time()}, steps)
     return history
 
 
@@ -148,7 +148,11 @@ def finetune(
     log: RunLog,
     checkpoint: Checkpoint,
 ) -> None:
-    """Train `model` in place on labelled videos: all of it, or ("lft") its last layer while BN statistics adapt."""
+    """Train `model` in place on labelled videos: all of it, or ("lft") its last layer while BN statistics adapt.
+
+    Raises:
+        VideoError: a video cannot be decoded.
+    """
     recipe = params.finetune
     per_epoch = max(len(videos) // recipe.batch, 1)
     steps = recipe.epochs * per_epoch
@@ -161,7 +165,8 @@ def finetune(
     start = _resume(checkpoint, model, optimizer, History())
     model.train()
     network = parallel(model, device)
-    batches = ClipBatches(library, videos, None, recipe.batch, steps, seed, params.on_bad)
+    # a labelled video that cannot be decoded is refused: another one in its place would change what is measured
+    batches = ClipBatches(library, videos, None, recipe.batch, steps, seed, "refuse")
     saved_at = time.monotonic()
     for step, batch in enumerate(load_ahead(batches, start, params.workers, device), start):
         saved_at = _save(checkpoint, model, optimizer, step, saved_at, History())
@@ -169,7 +174,7 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = rate
         clips = batch.clips.to(device, non_blocking=True)
-        x = augment(clips, augment.draw(len(clips), step_generator(seed, step, "augment")))
+        x = augment(clips, augment.draw(len(clips), step_generator(seed, step)))
         with _autocast(params.pretrain.precision, device):
             logits = network(x)
         loss = F.cross_entropy(logits.float(), batch.labels.to(device))
@@ -190,8 +195,9 @@ def over_views(
     device: torch.device,
 ) -> Tensor:
     """`function` of centre crops, averaged over the views of each video: `[videos, ...]` on the CPU."""
-    share = params.clip.size / min(params.clip.height, params.clip.width)
-    share = 1.0 if share >= 1 else 224 / 256  # the quick scale has no margin to cut off
+    share = params.clip.size / min(
+        params.clip.height, params.clip.width
+    )  # 112 of 128: the official 224 of 256
     rows = []
     for clips, places in library.batches(videos, views, max(EVALUATION_CLIPS // views, 1)):
         x = centre_crop(clips.to(device), params.clip.size, share)

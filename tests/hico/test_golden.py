@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +107,8 @@ def test_golden_sampling(path: Path) -> None:
         mode, duration, progress, clips = str(case["mode_names"][int(row[0])]), row[1], row[2], int(row[3])
         draws: Iterator[float] = iter(row[4:9][~np.isnan(row[4:9])].tolist())
         assert rules[mode].clips == clips
-        found = sample_clips(
-            duration, progress, lambda draws=draws: next(draws), rules[mode], float(case["clip_seconds"])
-        )  # type: ignore[misc]
+        clip_seconds = float(case["clip_seconds"])
+        found = sample_clips(duration, progress, partial(next, draws), rules[mode], clip_seconds)
         assert np.array(found) == pytest.approx(row[9 : 9 + 2 * clips].reshape(clips, 2), abs=1e-9)
         assert next(draws, None) is None  # every draw is consumed
     for (frames, fps, start, end), expected in zip(case["timestamp_in"], case["timestamp_out"], strict=True):
@@ -239,7 +239,7 @@ def test_golden_s3dg(path: Path) -> None:
     found: dict[str, Tensor] = {}
     for name in (key.removeprefix("probe/") for key in case if key.startswith("probe/")):
         module = model.encoder.get_submodule(name[0].lower() + name[1:])
-        module.register_forward_hook(lambda module, x, y, name=name: found.update({name: y}))  # type: ignore[misc]
+        module.register_forward_hook(lambda module, x, y, name=name: found.update({name: y}))
     x = video(case)
     with torch.no_grad():
         features = model.encoder(x)
