@@ -45,7 +45,7 @@ def check_claims(results: pd.DataFrame, params: HicoParams) -> list[Claim]:
                 number,
                 statement,
                 scale,
-                "the card tests this at real and paper scale; see table C for what was run",
+                "the card tests this at real and paper scale",
             )
         return versus(number, method, other, bound, statement)
 
