@@ -6,7 +6,7 @@ q * k with a small convolution net, and turns each head's attention into a filte
 
 Stages: prepare -> pretrain (mixers x seeds, all in one trunk) -> finetune (second data set) -> evaluate -> report.
 Method: `method/` (start with taps.py, aggregate.py, attention.py). Rows: `variants.py`. Authors' files: `official.py`.
-Detection and segmentation: `method/dense.py` is the backbone; their stages are not here yet.
+Detection and segmentation: `dense/`, a pipeline of its own (`dvc repro elsa-dense`).
 
 | scale | data | trunk | expect | cost | command |
 |---|---|---|---|---|---|
