@@ -177,7 +177,7 @@ def find_concepts(
     with progress("windows", len(images)):
         for index in range(len(images)):
             image_CHW = normalise(images.read([index], (2 * size[0], 2 * size[1])).to(device))[0]
-            for kind, boxes_W4 in windows_of(model, image_CHW, recipe).items():
+            for kind, boxes_W4 in windows_of(model, image_CHW[None], recipe)[0].items():
                 if not len(boxes_W4):
                     continue
                 crops = crop_windows(image_CHW, boxes_W4, model.patch, window_size(image_CHW, recipe.size))
