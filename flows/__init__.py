@@ -8,5 +8,5 @@
 * `serve.py`: servers, deployments and a worker on this machine; `deployed.py`: the flows as the UI and workers see them.
 * `away.py`: stages on workers in other clones; `worker.py`: such a worker, started again when it dies.
 
-Nothing here knows a paper: flows read `dvc.yaml`, and stages know nothing of flows.
+Nothing here knows a paper: flows read the `dvc.yaml` files, and stages know nothing of flows.
 """

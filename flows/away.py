@@ -57,7 +57,7 @@ def uncommitted(plan: Plan) -> list[str]:
     sent = [step for step in plan.to_run if step.away]
     made = [Path(out.fs_path) for step in plan.steps.values() for out in step.stage.outs]
     read = [Path(str(dep.fs_path)) for step in sent for dep in step.stage.deps if dep.protocol == "local"]
-    read.append(Path("dvc.yaml").resolve())
+    read += [Path(step.stage.dvcfile.path) for step in sent]
 
     def among(path: Path, others: list[Path]) -> bool:
         return any(path.is_relative_to(other) for other in others)

@@ -132,6 +132,22 @@ def make_plan(repo: "Repo", targets: Iterable[str], force: bool = False, single:
     return plan
 
 
+def needs_of_papers(repo: "Repo") -> dict[str, list[Needs]]:
+    """The stages that no other depends on, which are the papers, and what their pipelines' stages need."""
+    import networkx as nx
+
+    graph = repo.index.graph  # from a stage to what it depends on
+    last = sorted(
+        (stage for stage in graph if not graph.in_degree(stage)), key=lambda stage: stage.addressing
+    )
+    return {
+        stage.addressing: [
+            read_needs(member.addressing, member.meta) for member in (stage, *nx.descendants(graph, stage))
+        ]
+        for stage in last
+    }
+
+
 def out_of_date(stage: "Stage", hashes: dict[str, Any]) -> str:
     """Why DVC would run this stage now, or nothing; `hashes` remembers what paths hash to.
 

@@ -53,9 +53,9 @@ class Project:
         self.repo: Any = self._do(self._open)
         self.cancelled = threading.Event()
         self.shares = False  # results are looked for in the DVC remote as well
-        self._order: dict[str, int] = {}
+        self._order: dict[Path, dict[str, int]] = {}  # by lock file, as are the next two
         self._unwritten: dict[Path, dict[str, Any]] = {}
-        self._appended: set[str] = set()
+        self._appended: dict[Path, set[str]] = {}
         self._write_next = 0.0
         self._held: dict[str, contextlib.ExitStack] = {}
 
@@ -116,7 +116,9 @@ class Project:
                 plan = make_plan(self.repo, targets, force, single)
             except DvcException as error:
                 raise FlowError(first_line(error)) from error
-        self._order = {name: number for number, name in enumerate(plan.steps)}
+        for number, step in enumerate(plan.steps.values()):
+            if path := lock_file(step.stage):
+                self._order.setdefault(path, {})[step.stage.name] = number
         return plan
 
     def ignore_outputs(self, plan: Plan) -> None:
@@ -232,28 +234,30 @@ class Project:
         self._write_later(stage)
 
     def share_inputs(self, step: Step, plan: Plan) -> dict[str, Any]:
-        """Push what the stages that this one depends on have made to the DVC remote; returns their entries of `dvc.lock`."""
+        """Push what the stages that this one depends on have made to the DVC remote; returns their entries by lock file."""
         return self._do(self._share_inputs, [plan.steps[name].stage for name in step.upstream])
 
     def _share_inputs(self, stages: list[Any]) -> dict[str, Any]:
-        from dvc.stage import PipelineStage, serialize
+        from dvc.stage import serialize
 
         entries: dict[str, Any] = {}
         with self._locked():
             for stage in stages:
                 self._push(stage)
-                if isinstance(stage, PipelineStage):  # others have theirs in a file of their own, under git
-                    entries |= serialize.to_lockfile(stage)
+                if path := lock_file(stage):
+                    name = str(path.relative_to(self.root))
+                    entries[name] = entries.get(name, {}) | serialize.to_lockfile(stage)
         return entries
 
     def receive(self, entries: dict[str, Any], upstream: list[str]) -> None:
-        """Get what another clone has shared: its entries of `dvc.lock`, these stages' outputs, and the run cache."""
+        """Get what another clone has shared: its entries by lock file, these stages' outputs, and the run cache."""
         self._do(self._receive, entries, upstream)
 
     def _receive(self, entries: dict[str, Any], upstream: list[str]) -> None:
         with self._locked():
-            order = {name: number for number, name in enumerate(entries)}
-            update_lock_file(self.root / "dvc.lock", entries, order, set())
+            for path, shared in entries.items():
+                order = {name: number for number, name in enumerate(shared)}
+                update_lock_file(self.root / path, shared, order, set())
             self.repo._reset()
             for name in upstream:
                 for stage in self.repo.stage.collect(name):
@@ -314,12 +318,12 @@ class Project:
             held.close()
 
     def _write_later(self, stage: Any) -> None:
-        from dvc.stage import PipelineStage, serialize
+        from dvc.stage import serialize
 
-        if not isinstance(stage, PipelineStage):
+        path = lock_file(stage)
+        if path is None:
             stage.dump(update_pipeline=False)
             return
-        path = Path(stage.dvcfile._lockfile.path)
         # a copy: YAML would write what two entries share as an anchor and an alias
         self._unwritten.setdefault(path, {}).update(copy.deepcopy(serialize.to_lockfile(stage)))
         if time.monotonic() >= self._write_next:
@@ -343,7 +347,7 @@ class Project:
         """
         start = time.monotonic()
         for path, entries in list(self._unwritten.items()):
-            update_lock_file(path, entries, self._order, self._appended)
+            update_lock_file(path, entries, self._order[path], self._appended.setdefault(path, set()))
             self.repo.scm_context.track_file(os.path.relpath(path))
             del self._unwritten[path]
         spent = time.monotonic() - start
@@ -353,6 +357,13 @@ class Project:
         """Let go of DVC's databases."""
         self._do(self.repo.close)
         self._thread.shutdown()
+
+
+def lock_file(stage: Any) -> Path | None:
+    """The `dvc.lock` beside the stage's `dvc.yaml`; none for added or imported data, whose file is under git itself."""
+    from dvc.stage import PipelineStage
+
+    return Path(stage.dvcfile._lockfile.path) if isinstance(stage, PipelineStage) else None
 
 
 def update_lock_file(path: Path, entries: dict[str, Any], order: dict[str, int], appended: set[str]) -> None:

@@ -12,14 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from flows.errors import FlowError
-from flows.plan import read_needs
+from flows.plan import Needs, needs_of_papers
 from flows.project import FOLDER, Log
 from flows.server import SERVED, answers, settle_environment, wait_until_answers
 from flows.slots import gpu_names
@@ -31,21 +31,9 @@ SERVER_SECONDS = 5.0  # that servers may take to end, which wait for browsers th
 PARALLEL_FLOWS = 4  # per worker; flows on one paper wait for each other anyway
 
 
-def papers_of(text: str) -> list[str]:
-    """The papers of a dvc.yaml: the stages that others are named after, `chex` of `chex-prune`."""
-    stages = list(yaml.safe_load(text).get("stages", {}))
-    return [name for name in stages if any(other.startswith(f"{name}-") for other in stages)]
-
-
-def pool_of(paper: str, text: str, gpus: list[str]) -> str:
-    """The work pool for a paper: `gpu` when one of its stages can use one and this machine has one."""
-    stages = yaml.safe_load(text)["stages"]
-    wants = any(
-        read_needs(name, stage.get("meta")).gpu != 0
-        for name, stage in stages.items()
-        if not paper or name == paper or name.startswith(f"{paper}-")
-    )
-    return "gpu" if wants and gpus else "cpu"
+def pool_of(stages: Iterable[Needs], gpus: list[str]) -> str:
+    """The work pool for these stages: `gpu` when one of them can use one and this machine has one."""
+    return "gpu" if gpus and any(needs.gpu != 0 for needs in stages) else "cpu"
 
 
 def register(gpus: list[str]) -> list[str]:
@@ -53,6 +41,7 @@ def register(gpus: list[str]) -> list[str]:
 
     Their nightly schedules are off. Workers import the flows from the clone that they work in.
     """
+    from dvc.repo import Repo
     from prefect.deployments.runner import EntrypointType
     from prefect.schedules import Cron
 
@@ -60,14 +49,14 @@ def register(gpus: list[str]) -> list[str]:
     from flows.worker import POOLS, STAGES
 
     module: dict[str, Any] = {"entrypoint_type": EntrypointType.MODULE_PATH}
-    text = Path("dvc.yaml").read_text()
-    papers = papers_of(text)
+    with Repo() as repo:
+        papers = needs_of_papers(repo)
     names = []
     deployment: Any
-    for name, targets in [*((paper, [paper]) for paper in papers), ("all", papers)]:
+    for name, targets in [*((paper, [paper]) for paper in papers), ("all", list(papers))]:
         deployment = reproduce.to_deployment(
             name=name,
-            work_pool_name=pool_of("" if name == "all" else name, text, gpus),
+            work_pool_name=pool_of((needs for paper in targets for needs in papers[paper]), gpus),
             parameters={"papers": targets},
             schedules=[Cron(NIGHT, active=False)],
             description=f"`dvc repro {' '.join(targets)}`, in parallel",
@@ -151,6 +140,7 @@ def serve(prefect_port: int, mlflow_port: int, log: Log) -> int:
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     os.environ.setdefault("MLFLOW_BACKEND_STORE_URI", "sqlite:///mlflow.db")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # seven processes for jobs nobody sends
     os.environ.setdefault("MLFLOW_ARTIFACTS_DESTINATION", "mlartifacts")
     python = sys.executable
     services, stop = Services(), threading.Event()

@@ -20,9 +20,9 @@ def stage_module(name: str) -> ModuleType:
 
     here = Path(__file__).parent
     stages = [
-        f"{file.parent.name}.{file.stem}"
-        for file in sorted(here.glob("*/*.py"))
-        if file.parent.name != "common" and "\ndef main(" in file.read_text()
+        ".".join(file.relative_to(here).with_suffix("").parts)
+        for file in sorted(here.glob("*/**/*.py"))
+        if "common" not in file.parts and "\ndef main(" in file.read_text()
     ]
     if name not in stages:
         paper = name.partition(".")[0]

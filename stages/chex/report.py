@@ -6,7 +6,6 @@ the last run for what was measured on the same kind of machine, so that running 
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -23,16 +22,13 @@ from stages.chex.method.flops import MacModel
 from stages.chex.method.resnet import build
 from stages.chex.method.slim import load_slim, slim
 from stages.chex.params import ChexParams, DataName
-from stages.common.report.claims import claims_markdown
-from stages.common.report.html import write_index
 from stages.common.report.tables import markdown_table, mean_std
 from stages.common.report.timings import Timings
-from stages.common.results import published, read_parquet, write_parquet
-from stages.common.stage.files import output_dir
+from stages.common.report.write import report_folder, write_report
+from stages.common.results import published, read_parquet
 from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, run
-from stages.common.stage.tracking import RunLog, start_sync
 
 LABELS = {
     "dense": "dense",
@@ -55,26 +51,24 @@ CLAIM_MACS = 0.22  # of ResNet-50's multiply-accumulates, in the claim about its
 def main() -> None:
     """Write the report of the active scale."""
     params = load_params(ChexParams, "chex")
-    runs, reports = Path("runs/chex") / params.scale, Path("reports/chex") / params.scale
+    runs = Path("runs/chex") / params.scale
     networks = [runs / "prune" / f"{method}-{params.seeds[0]}" for method in params.methods]
     with Stage("chex", params, [runs / "evaluate", *networks]):
         results = read_parquet(runs / "evaluate" / "results.parquet")
         widths = read_parquet(runs / "evaluate" / "widths.parquet")
-        timings = Timings(reports / "timings.json")
+        timings = Timings(report_folder("chex", params.scale) / "timings.json")
         speedups = measure_speedups(params, runs, timings)
         claims = check_claims(results, widths, resnet50_speedup(timings), params)
-        with output_dir(reports) as output:
-            write_parquet(results, output / "results.parquet")
-            timings.save(output / "timings.json")
-            (output / "table.md").write_text(table_markdown(results, speedups, timings, params))
-            (output / "claims.md").write_text(claims_markdown(f"CHEX, {params.scale} scale: claims", claims))
-            (output / "claims.json").write_text(json.dumps([c.to_json() for c in claims], indent=1) + "\n")
-            draw_figures(results, widths, params, output)
-        write_index(Path("reports"))
-    with RunLog("chex", "report", "report", kind="execution", tags={"scale": params.scale}) as log:
-        for path in sorted(reports.iterdir()):
-            log.artifact(path)
-    start_sync()
+        table = table_markdown(results, speedups, timings, params)
+        write_report(
+            "chex",
+            params.scale,
+            results,
+            table,
+            claims,
+            lambda output: draw_figures(results, widths, params, output),
+            timings,
+        )
 
 
 def structure_key(network: nn.Module) -> str:

@@ -4,21 +4,17 @@ Reads `runs/elsa/<scale>/evaluate/results.parquet`. Writes `reports/elsa/<scale>
 `claims.md`, `claims.json`, figures, and `timings.json`: what mixers and the operator cost, measured here and kept.
 """
 
-import json
 from pathlib import Path
 from typing import get_args
 
 import pandas as pd
 
-from stages.common.report.claims import claims_markdown
-from stages.common.report.html import write_index
 from stages.common.report.tables import markdown_table, mean_std
 from stages.common.report.timings import Timings
-from stages.common.results import published, read_parquet, write_parquet
-from stages.common.stage.files import output_dir
+from stages.common.report.write import report_folder, write_report
+from stages.common.results import published, read_parquet
 from stages.common.stage.params import load_params
 from stages.common.stage.run import Stage, run
-from stages.common.stage.tracking import RunLog, start_sync
 from stages.elsa.claims import check_claims, per_seed
 from stages.elsa.cost import BATCH, KERNEL, REPEATS, SHAPES, mixer_cost, operator_cost
 from stages.elsa.figures import draw_figures
@@ -31,25 +27,23 @@ Costs = dict[str, list[float]]
 def main() -> None:
     """Write the report of the active scale."""
     params = load_params(ElsaParams, "elsa")
-    evaluated, reports = Path("runs/elsa") / params.scale / "evaluate", Path("reports/elsa") / params.scale
+    evaluated = Path("runs/elsa") / params.scale / "evaluate"
     with Stage("elsa", params, [evaluated]):
         results = read_parquet(evaluated / "results.parquet")
-        timings = Timings(reports / "timings.json")
+        timings = Timings(report_folder("elsa", params.scale) / "timings.json")
         operator, mixers = measure(timings)
         rows = [row for mixer in params.mixers for row in rows_of(mixer, params.ablations)]
         claims = check_claims(results, operator, params)
-        with output_dir(reports) as output:
-            write_parquet(results, output / "results.parquet")
-            timings.save(output / "timings.json")
-            (output / "table.md").write_text(table_markdown(results, operator, mixers, rows, timings, params))
-            (output / "claims.md").write_text(claims_markdown(f"ELSA, {params.scale} scale: claims", claims))
-            (output / "claims.json").write_text(json.dumps([c.to_json() for c in claims], indent=1) + "\n")
-            draw_figures(results, mixers, rows, params, output)
-        write_index(Path("reports"))
-    with RunLog("elsa", "report", "report", kind="execution", tags={"scale": params.scale}) as log:
-        for path in sorted(reports.iterdir()):
-            log.artifact(path)
-    start_sync()
+        table = table_markdown(results, operator, mixers, rows, timings, params)
+        write_report(
+            "elsa",
+            params.scale,
+            results,
+            table,
+            claims,
+            lambda output: draw_figures(results, mixers, rows, params, output),
+            timings,
+        )
 
 
 def measure(timings: Timings) -> tuple[Costs, Costs]:

@@ -5,20 +5,17 @@ Reads `runs/entroformer/<scale>/evaluate/` and, to time decoding, the codecs of 
 seconds of decoding, kept from the last run on the same kind of machine.
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from stages.common.report.claims import claims_markdown
-from stages.common.report.html import write_index
 from stages.common.report.tables import markdown_table, mean_std
 from stages.common.report.timings import Timings
-from stages.common.results import published, read_parquet, write_parquet
-from stages.common.stage.files import output_dir, sha256
+from stages.common.report.write import report_folder, write_report
+from stages.common.results import published, read_parquet
+from stages.common.stage.files import sha256
 from stages.common.stage.params import load_params
 from stages.common.stage.run import Stage, run
-from stages.common.stage.tracking import RunLog, start_sync
 from stages.entroformer.anchors import ANCHORS
 from stages.entroformer.cells import Job, load_model
 from stages.entroformer.claims import check_claims, curve, rate
@@ -68,7 +65,7 @@ VARIANTS = (
 def main() -> None:
     """Write the report of the active scale."""
     params = load_params(EntroformerParams, "entroformer")
-    runs, reports = Path("runs/entroformer") / params.scale, Path("reports/entroformer") / params.scale
+    runs = Path("runs/entroformer") / params.scale
     seed = params.seeds[0]
     inputs = [runs / "evaluate"]
     timed = "codec" in params.tracks and {"ent-serial", "ent-two-pass"} <= set(params.tracks["codec"].methods)
@@ -76,24 +73,19 @@ def main() -> None:
         inputs.append(runs / "train" / f"entroformer-{seed}")
     with Stage("entroformer", params, inputs):
         results = read_parquet(runs / "evaluate" / "results.parquet")
-        timings = Timings(reports / "timings.json")
+        timings = Timings(report_folder("entroformer", params.scale) / "timings.json")
         decodings = decoding_times(params, inputs[1], timings) if len(inputs) == 2 else {}
         claims = check_claims(results, decodings, params)
         table = table_markdown(results, decodings, timings, params)
-        with output_dir(reports) as output:
-            write_parquet(results, output / "results.parquet")
-            timings.save(output / "timings.json")
-            (output / "table.md").write_text(table)
-            (output / "claims.md").write_text(
-                claims_markdown(f"Entroformer, {params.scale} scale: claims", claims)
-            )
-            (output / "claims.json").write_text(json.dumps([c.to_json() for c in claims], indent=1) + "\n")
-            draw_figures(results, params, output)
-        write_index(Path("reports"))
-    with RunLog("entroformer", "report", "report", kind="execution", tags={"scale": params.scale}) as log:
-        for path in sorted(reports.iterdir()):
-            log.artifact(path)
-    start_sync()
+        write_report(
+            "entroformer",
+            params.scale,
+            results,
+            table,
+            claims,
+            lambda output: draw_figures(results, params, output),
+            timings,
+        )
 
 
 def decoding_times(params: EntroformerParams, trained: Path, timings: Timings) -> dict[str, Decoding]:

@@ -5,22 +5,18 @@ Reads `runs/fedformer/<scale>/evaluate/`. Writes `reports/fedformer/<scale>/`: `
 the last run on the same kind of machine.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stages.common.report.claims import claims_markdown
-from stages.common.report.html import write_index
 from stages.common.report.tables import markdown_table, mean_std
 from stages.common.report.timings import Timings
-from stages.common.results import published, read_parquet, write_parquet
-from stages.common.stage.files import output_dir
+from stages.common.report.write import report_folder, write_report
+from stages.common.results import published, read_parquet
 from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, run
-from stages.common.stage.tracking import RunLog, start_sync
 from stages.fedformer.cells import VARIED
 from stages.fedformer.claims import FULL_WIDTH, NAMES, Results, check_claims
 from stages.fedformer.complexity import BLOCKS, HORIZONS, LENGTHS, MODELS, block_seconds, model_cost, slope
@@ -39,27 +35,23 @@ DATASETS = ("ETTm2", "Electricity", "Exchange", "Traffic", "Weather", "ILI")
 def main() -> None:
     """Write the report of the active scale."""
     params = load_params(FedformerParams, "fedformer")
-    runs, reports = Path("runs/fedformer") / params.scale, Path("reports/fedformer") / params.scale
+    runs = Path("runs/fedformer") / params.scale
     with Stage("fedformer", params, [runs / "evaluate"]):
         results = read_parquet(runs / "evaluate" / "results.parquet")
-        timings = Timings(reports / "timings.json")
+        timings = Timings(report_folder("fedformer", params.scale) / "timings.json")
         blocks, models = measure(timings)
         slopes = {name: slope(LENGTHS, seconds) for name, seconds in blocks.items()}
         claims = check_claims(results, slopes, params)
-        with output_dir(reports) as output:
-            write_parquet(results, output / "results.parquet")
-            timings.save(output / "timings.json")
-            (output / "table.md").write_text(table_markdown(results, slopes, models, timings.machine, params))
-            (output / "claims.md").write_text(
-                claims_markdown(f"FEDformer, {params.scale} scale: claims", claims)
-            )
-            (output / "claims.json").write_text(json.dumps([c.to_json() for c in claims], indent=1) + "\n")
-            draw_figures(results, blocks, models, params, output)
-        write_index(Path("reports"))
-    with RunLog("fedformer", "report", "report", kind="execution", tags={"scale": params.scale}) as log:
-        for path in sorted(reports.iterdir()):
-            log.artifact(path)
-    start_sync()
+        table = table_markdown(results, slopes, models, timings.machine, params)
+        write_report(
+            "fedformer",
+            params.scale,
+            results,
+            table,
+            claims,
+            lambda output: draw_figures(results, blocks, models, params, output),
+            timings,
+        )
 
 
 def measure(timings: Timings) -> tuple[dict[str, list[float]], dict[str, list[list[float]]]]:

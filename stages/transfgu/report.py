@@ -5,7 +5,6 @@ Reads `data/transfgu/<scale>/`, `runs/transfgu/<scale>/{pretrain,cluster,pseudo_
 times, kept from the last run on the same kind of machine.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stages.common.report.claims import claims_markdown
-from stages.common.report.html import write_index
 from stages.common.report.tables import markdown_table, mean_std
 from stages.common.report.timings import Timings
-from stages.common.results import published, read_parquet, write_parquet
-from stages.common.stage.files import output_dir
+from stages.common.report.write import report_folder, write_report
+from stages.common.results import published, read_parquet
 from stages.common.stage.params import load_params
 from stages.common.stage.run import Stage, run
-from stages.common.stage.tracking import RunLog, start_sync
 from stages.transfgu.cells import concept_counts, concept_set, pretrained_backbone
 from stages.transfgu.claims import CAM_LARGE, CAM_SMALL, check_claims, per_seed
 from stages.transfgu.data import PreparedData
@@ -57,27 +53,23 @@ def main() -> None:
     """Write the report of the active scale."""
     params = load_params(TransfguParams, "transfgu")
     prepared, runs = Path("data/transfgu") / params.scale, Path("runs/transfgu") / params.scale
-    reports, seed = Path("reports/transfgu") / params.scale, params.seeds[0]
+    seed = params.seeds[0]
     parts = [runs / part / str(seed) for part in ("pretrain", "cluster", "pseudo_label")]
     with Stage("transfgu", params, [prepared, runs / "evaluate", *parts]):
         results = read_parquet(runs / "evaluate" / "results.parquet")
-        timings = Timings(reports / "timings.json")
+        timings = Timings(report_folder("transfgu", params.scale) / "timings.json")
         cam = measure_cam(params, prepared, runs, timings)
         claims = check_claims(results, cam, params)
         table = table_markdown(results, cam, storage(params, prepared, runs), timings, params)
-        with output_dir(reports) as output:
-            write_parquet(results, output / "results.parquet")
-            timings.save(output / "timings.json")
-            (output / "table.md").write_text(table)
-            title = f"TransFGU, {params.scale} scale: claims"
-            (output / "claims.md").write_text(claims_markdown(title, claims))
-            (output / "claims.json").write_text(json.dumps([c.to_json() for c in claims], indent=1) + "\n")
-            draw_figures(results, params, prepared, runs, output)
-        write_index(Path("reports"))
-    with RunLog("transfgu", "report", "report", kind="execution", tags={"scale": params.scale}) as log:
-        for path in sorted(reports.iterdir()):
-            log.artifact(path)
-    start_sync()
+        write_report(
+            "transfgu",
+            params.scale,
+            results,
+            table,
+            claims,
+            lambda output: draw_figures(results, params, prepared, runs, output),
+            timings,
+        )
 
 
 def measure_cam(params: TransfguParams, prepared: Path, runs: Path, timings: Timings) -> dict[str, float]:

@@ -5,7 +5,6 @@ Reads the results of `runs/uot/<scale>/{evaluate,theory,released}/`. Writes `rep
 selection, kept from the last run on the same kind of machine.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -13,15 +12,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from stages.common.report.claims import claims_markdown
-from stages.common.report.html import write_index
 from stages.common.report.tables import markdown_table, mean_std
 from stages.common.report.timings import Timings
-from stages.common.results import published, read_parquet, write_parquet
-from stages.common.stage.files import output_dir
+from stages.common.report.write import report_folder, write_report
+from stages.common.results import published, read_parquet
 from stages.common.stage.params import load_params
 from stages.common.stage.run import Stage, run
-from stages.common.stage.tracking import RunLog, start_sync
 from stages.uot.cells import CELLS, JOINT, ROWS
 from stages.uot.claims import check_claims, gains, main_setting, per_seed, setting
 from stages.uot.figures import draw_figures
@@ -47,26 +43,23 @@ PARTS = ("evaluate", "theory", "released")
 def main() -> None:
     """Write the report of the active scale."""
     params = load_params(UotParams, "uot")
-    runs, reports = Path("runs/uot") / params.scale, Path("reports/uot") / params.scale
+    runs = Path("runs/uot") / params.scale
     with Stage("uot", params, [runs / part for part in PARTS]):
         results = pd.concat(
             [read_parquet(runs / part / "results.parquet") for part in PARTS], ignore_index=True
         )
-        timings = Timings(reports / "timings.json")
+        timings = Timings(report_folder("uot", params.scale) / "timings.json")
         claims = check_claims(results, params)
         table = table_markdown(results, selection_seconds(results, timings), timings, params)
-        with output_dir(reports) as output:
-            write_parquet(results, output / "results.parquet")
-            timings.save(output / "timings.json")
-            (output / "table.md").write_text(table)
-            (output / "claims.md").write_text(claims_markdown(f"UOT, {params.scale} scale: claims", claims))
-            (output / "claims.json").write_text(json.dumps([c.to_json() for c in claims], indent=1) + "\n")
-            draw_figures(results, params, output)
-        write_index(Path("reports"))
-    with RunLog("uot", "report", "report", kind="execution", tags={"scale": params.scale}) as log:
-        for path in sorted(reports.iterdir()):
-            log.artifact(path)
-    start_sync()
+        write_report(
+            "uot",
+            params.scale,
+            results,
+            table,
+            claims,
+            lambda output: draw_figures(results, params, output),
+            timings,
+        )
 
 
 def selection_seconds(results: pd.DataFrame, timings: Timings) -> dict[tuple[str, str], float]:

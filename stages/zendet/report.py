@@ -5,7 +5,6 @@ Reads the results of `runs/zendet/<scale>/{evaluate,official,score-check}/` and 
 seconds of the searches and milliseconds of the backbones on this machine's CPU.
 """
 
-import json
 import time
 from pathlib import Path
 from statistics import median
@@ -14,15 +13,12 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from stages.common.report.claims import claims_markdown
-from stages.common.report.html import write_index
 from stages.common.report.tables import markdown_table, mean_std
 from stages.common.report.timings import Timings
-from stages.common.results import published, read_parquet, write_parquet
-from stages.common.stage.files import output_dir
+from stages.common.report.write import report_folder, write_report
+from stages.common.results import published, read_parquet
 from stages.common.stage.params import load_params
 from stages.common.stage.run import Stage, run
-from stages.common.stage.tracking import RunLog, start_sync
 from stages.zendet.cells import ABLATION
 from stages.zendet.claims import check_claims, per_seed, published_values, score_table
 from stages.zendet.figures import draw_figures
@@ -51,7 +47,7 @@ LATENCY_SIZE = 256  # the largest side of the CPU measurement
 def main() -> None:
     """Write the report of the active scale."""
     params = load_params(ZendetParams, "zendet")
-    runs, reports = Path("runs/zendet") / params.scale, Path("reports/zendet") / params.scale
+    runs = Path("runs/zendet") / params.scale
     trained = [runs / "train" / f"{backbone}-{params.seeds[0]}" for backbone in params.backbones]
     with Stage("zendet", params, [*(runs / part for part in PARTS), *trained]):
         results = pd.concat(
@@ -61,23 +57,18 @@ def main() -> None:
             backbone: read_structure(folder / "structure.txt")
             for backbone, folder in zip(params.backbones, trained, strict=True)
         }
-        timings = Timings(reports / "timings.json")
+        timings = Timings(report_folder("zendet", params.scale) / "timings.json")
         claims = check_claims(results, params)
         table = table_markdown(results, structures, timings, params)
-        with output_dir(reports) as output:
-            write_parquet(results, output / "results.parquet")
-            timings.save(output / "timings.json")
-            (output / "table.md").write_text(table)
-            (output / "claims.md").write_text(
-                claims_markdown(f"ZenDet, {params.scale} scale: claims", claims)
-            )
-            (output / "claims.json").write_text(json.dumps([c.to_json() for c in claims], indent=1) + "\n")
-            draw_figures(results, params, output)
-        write_index(Path("reports"))
-    with RunLog("zendet", "report", "report", kind="execution", tags={"scale": params.scale}) as log:
-        for path in sorted(reports.iterdir()):
-            log.artifact(path)
-    start_sync()
+        write_report(
+            "zendet",
+            params.scale,
+            results,
+            table,
+            claims,
+            lambda output: draw_figures(results, params, output),
+            timings,
+        )
 
 
 def table_markdown(

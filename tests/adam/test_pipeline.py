@@ -17,7 +17,7 @@ import pytest
 import yaml
 from torch import nn
 
-from stages.adam import cifar10, report
+from stages.adam import cifar10
 from stages.adam.claims import check_claims
 from stages.adam.evaluate import EXPERIMENTS
 from stages.adam.params import AdamParams
@@ -52,7 +52,7 @@ def tiny(scale: str) -> dict[str, Any]:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "start_sync", lambda: None)
+    monkeypatch.setattr("stages.common.report.write.start_sync", lambda: None)
     (tmp_path / "reports/published").mkdir(parents=True)
     shutil.copy(ROOT / "reports/published/adam.csv", "reports/published")
     return tmp_path

@@ -4,7 +4,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,12 +20,12 @@ def preset(paper: str, scale: str) -> Settings:
     return yaml.safe_load((ROOT / "conf" / paper / f"{scale}.yaml").read_text())
 
 
-def open_workspace(folder: Path, monkeypatch: pytest.MonkeyPatch, report: ModuleType) -> Path:
+def open_workspace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in `folder`, which gets what stages read of the repository; one worker, no mirror, no MLflow."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ENCORE_JOBS", "1")
     monkeypatch.delenv("ENCORE_MIRROR", raising=False)
-    monkeypatch.setattr(report, "start_sync", lambda: None)
+    monkeypatch.setattr("stages.common.report.write.start_sync", lambda: None)
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data" / "registry.yaml", folder / "data")  # a copy: tests register data of their own
     (folder / "reports").mkdir()

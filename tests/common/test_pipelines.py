@@ -18,8 +18,14 @@ from stages.common.presets import compose
 from stages.common.stage.params import Section, load_params
 from tests.common.workspace import ROOT
 
-PAPERS = sorted(path.parent.name for path in (ROOT / "stages").glob("*/params.py"))
-COMMAND = re.compile(r"-m stages[ .](\w+\.\w+)( |$)")
+# pipelines by target: `chex` in stages/chex, `chex-detection` in stages/chex/detection
+FOLDERS = {
+    "-".join(path.parent.relative_to(ROOT / "stages").parts): path.parent
+    for path in sorted((ROOT / "stages").glob("**/params.py"))
+    if "common" not in path.parts
+}
+PAPERS = sorted(FOLDERS)
+COMMAND = re.compile(r"-m stages[ .](\w+(?:\.\w+)+)( |$)")
 LAUNCHERS = {
     "stages/__main__.py",
     "stages/common/warm.py",
@@ -39,13 +45,11 @@ def tracked() -> tuple[str, ...]:
 
 @cache
 def pipeline() -> dict[str, dvc.stage.PipelineStage]:
-    """Every stage of dvc.yaml as DVC sees it, parameters and matrices resolved."""
+    """Every stage of every dvc.yaml as DVC sees it, parameters and matrices resolved."""
     with dvc.repo.Repo(str(ROOT)) as repo:
-        return {
-            stage.addressing: stage
-            for stage in repo.index.stages
-            if isinstance(stage, dvc.stage.PipelineStage)
-        }
+        stages = [stage for stage in repo.index.stages if isinstance(stage, dvc.stage.PipelineStage)]
+    assert len({stage.name for stage in stages}) == len(stages)
+    return {stage.name: stage for stage in stages}
 
 
 @cache
@@ -108,7 +112,12 @@ def stage_names() -> list[str]:
 
 
 def cells(name: str) -> list[dvc.stage.PipelineStage]:
-    return [stage for address, stage in pipeline().items() if address.partition("@")[0] == name]
+    return [stage for found, stage in pipeline().items() if found.partition("@")[0] == name]
+
+
+def paper_of(name: str) -> str:
+    """The pipeline that a stage belongs to: the longest that its name starts with."""
+    return max((paper for paper in PAPERS if f"{name}-".startswith(f"{paper}-")), key=len, default="")
 
 
 def module_of(stage: dvc.stage.PipelineStage) -> str:
@@ -120,7 +129,17 @@ def module_of(stage: dvc.stage.PipelineStage) -> str:
 def test_there_are_pipelines() -> None:
     assert "chex" in PAPERS
     assert {"chex-prepare", "chex-pretrain", "chex-prune", "chex-evaluate", "chex"} <= set(stage_names())
-    assert {name.partition("-")[0] for name in stage_names()} <= set(PAPERS)
+    assert {paper_of(name) for name in stage_names()} == set(PAPERS)
+
+
+def test_the_file_at_the_top_holds_the_targets() -> None:
+    """`dvc repro chex` finds what else it needs in the paper's own folder, with a lock of its own."""
+    for name, stage in pipeline().items():
+        target = name in PAPERS
+        assert Path(stage.path) == (ROOT if target else FOLDERS[paper_of(name)]) / "dvc.yaml"
+        assert Path(stage.wdir) == ROOT, (
+            f"{name}: paths are relative to the repository's root: wdir is missing"
+        )
 
 
 @pytest.mark.parametrize("name", stage_names())
@@ -145,11 +164,11 @@ def test_code_dependencies_are_the_import_closure(name: str) -> None:
 @pytest.mark.parametrize("name", stage_names())
 def test_stage_belongs_to_its_paper(name: str) -> None:
     for stage in cells(name):
-        paper, _, step = name.partition("-")
+        paper = paper_of(name)
         module = module_of(stage)
-        assert module.split(".")[1] == paper
         assert (ROOT / module_file(module)).is_file()
-        if step:
+        assert (ROOT / module_file(module)).parent == FOLDERS[paper]
+        if name != paper:
             assert all(not str(out.def_path).startswith("reports/") for out in stage.outs)
         else:
             assert any(str(out.def_path).startswith(f"reports/{paper}/") for out in stage.outs)
@@ -182,9 +201,14 @@ def test_params_yaml_is_the_composed_presets(tmp_path: Path, monkeypatch: pytest
     assert set(committed) == set(PAPERS)
 
 
+def package(paper: str) -> str:
+    """`stages.chex.detection` of `chex-detection`."""
+    return ".".join(FOLDERS[paper].relative_to(ROOT).parts)
+
+
 def params_model(paper: str) -> type[Section]:
     """The paper's top Section: the one in its params.py that has `scale` and `seeds`."""
-    module = importlib.import_module(f"stages.{paper}.params")
+    module = importlib.import_module(f"{package(paper)}.params")
     (model,) = [
         value
         for value in vars(module).values()
@@ -210,8 +234,8 @@ def test_every_preset_is_valid(paper: str, preset: str, tmp_path: Path) -> None:
 def test_every_paper_is_complete(paper: str) -> None:
     presets = {path.stem for path in (ROOT / "conf" / paper).glob("*.yaml")}
     assert presets == {"quick", "real", "paper"}
-    assert (ROOT / "reports" / "published" / f"{paper}.csv").is_file()
-    assert not has_code(f"stages/{paper}/__init__.py")
+    assert (ROOT / "reports" / "published" / f"{package(paper).split('.')[1]}.csv").is_file()
+    assert not has_code(str((FOLDERS[paper] / "__init__.py").relative_to(ROOT)))
     assert paper in stage_names()
     for preset in presets:
         opening = (ROOT / "conf" / paper / f"{preset}.yaml").read_text().partition("\nscale:")[0]
@@ -237,9 +261,9 @@ def test_imports_point_one_way() -> None:
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_method_is_plain(paper: str) -> None:
-    method = f"stages.{paper}.method"
+    method = f"{package(paper)}.method"
     modules = [module for module in graph().modules if module == method or module.startswith(f"{method}.")]
-    assert modules
+    assert modules or "-" in paper  # which may use its paper's
     for module in modules:
         imported = graph().find_modules_directly_imported_by(module)
         assert not HOUSE & {name.partition(".")[0] for name in imported}, module

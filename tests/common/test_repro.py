@@ -55,7 +55,16 @@ def set_preset(folder: Path, section: dict[str, object]) -> None:
 def ran(output: str) -> list[str]:
     """Stages that a `dvc repro` has run."""
     lines = [line for line in output.splitlines() if line.startswith("Running stage '")]
-    return [line.split("'")[1] for line in lines]
+    return [line.split("'")[1].rpartition(":")[2] for line in lines]
+
+
+def locks(folder: Path) -> list[Path]:
+    """The lock of the targets and those of the papers."""
+    return [path for path in (folder / "dvc.lock", *folder.glob("stages/**/dvc.lock")) if path.exists()]
+
+
+def lock_bytes(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in locks(folder)]
 
 
 def sent(folder: Path) -> None:
@@ -73,7 +82,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
+    for lock in locks(folder):
+        lock.unlink()
     set_preset(folder, SECTION)
     git(folder, "init", "--quiet")
     git(folder, "add", ".")
@@ -164,24 +174,25 @@ def test_runs_are_in_mlflow(clone: Path) -> None:
 
 
 def test_the_second_time_nothing_runs(clone: Path) -> None:
-    before = (clone / "dvc.lock").read_bytes()
+    before = lock_bytes(clone)
+    assert len(before) == 2
     output = dvc(clone, "repro", "chex")
     assert ran(output) == []
     assert "Data and pipelines are up to date." in output
-    assert (clone / "dvc.lock").read_bytes() == before
+    assert lock_bytes(clone) == before
 
 
 def test_forced_it_gives_the_same_bytes(clone: Path) -> None:
-    lock, reports, runs = (clone / "dvc.lock").read_bytes(), tree(clone / "reports"), tree(clone / "runs")
+    lock, reports, runs = lock_bytes(clone), tree(clone / "reports"), tree(clone / "runs")
     assert len(ran(dvc(clone, "repro", "-f", "chex"))) == 9
     assert tree(clone / "runs") == runs
     assert tree(clone / "reports") == reports
-    assert (clone / "dvc.lock").read_bytes() == lock
+    assert lock_bytes(clone) == lock
 
 
 def test_an_override_is_composed(clone: Path) -> None:
     """`dvc exp run -S` as a user gives it, for a stage that the value does not touch: nothing has to be trained."""
-    output = dvc(clone, "exp", "run", "-S", "chex.prune.flops=0.4", "chex-prepare")
+    output = dvc(clone, "exp", "run", "-S", "chex.prune.flops=0.4", "stages/chex/dvc.yaml:chex-prepare")
     try:
         assert ran(output) == []
         changed = yaml.safe_load((clone / "params.yaml").read_text())["chex"]

@@ -46,7 +46,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         prepare, "TEXTURES", {name: (60, turn) for name, (_, turn) in prepare.TEXTURES.items()}
     )
-    return open_workspace(tmp_path, monkeypatch, report)
+    return open_workspace(tmp_path, monkeypatch)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

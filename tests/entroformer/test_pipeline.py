@@ -51,7 +51,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the stages read of the repository; one worker, no MLflow."""
     monkeypatch.setattr(report, "SMALL", (64, 64))
     monkeypatch.setattr(report, "LARGE", (64, 128))
-    return open_workspace(tmp_path, monkeypatch, report)
+    return open_workspace(tmp_path, monkeypatch)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,13 +20,22 @@ SERVER: dict[str, str] = {}  # names the Prefect server that the tests of a modu
 PATIENCE = 240.0  # seconds until a test gives up waiting for an event; machines may be loaded
 
 
-def make_project(folder: Path, stages: dict[str, Any], files: dict[str, str] | None = None) -> Path:
-    """A git repository with a DVC project of these stages, committed."""
+def make_project(
+    folder: Path,
+    stages: dict[str, Any],
+    files: dict[str, str] | None = None,
+    part: dict[str, Any] | None = None,
+) -> Path:
+    """A git repository with a DVC project of these stages, committed; those of `part` are in `part/dvc.yaml`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in ({"source.txt": "source\n"} | (files or {})).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    if part:
+        (folder / "part").mkdir()
+        inner = {name: stage | {"wdir": ".."} for name, stage in part.items()}
+        (folder / "part" / "dvc.yaml").write_text(yaml.safe_dump({"stages": inner}, sort_keys=False))
     shutil.copytree(empty_project(), folder, dirs_exist_ok=True)
     commit(folder, "start")
     return folder

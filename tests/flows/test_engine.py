@@ -66,9 +66,11 @@ def wide() -> dict[str, Any]:
 
 
 def test_same_bytes_as_dvc_repro(tmp_path: Path) -> None:
-    stages = wide() | diamond()
-    targets = list(stages)
-    ours, theirs = make_project(tmp_path / "ours", stages), make_project(tmp_path / "theirs", stages)
+    """Stages of two files, each with a lock of its own, as every paper's are here."""
+    part = diamond()
+    stages = wide() | {"d": part.pop("d")}
+    targets = [*stages, "part/dvc.yaml:e"]
+    ours, theirs = (make_project(tmp_path / name, stages, part=part) for name in ("ours", "theirs"))
     assert set(ends(reproduce(ours, *targets, jobs=4)).values()) == {End.RAN}
     run(["dvc", "repro", "-q", *targets], theirs)
     assert state_of(ours) == state_of(theirs)

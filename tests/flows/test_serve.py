@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+import yaml
+from dvc.repo import Repo
 
-from flows.serve import papers_of, pool_of
+from flows.plan import needs_of_papers
+from flows.serve import pool_of
 from tests.common.browser import browser, needs_browser
 from tests.flows.conftest import POSTGRES, Served
 from tests.flows.project import REPOSITORY, run, wait_for
@@ -23,11 +26,13 @@ SCREENSHOTS = REPOSITORY / "docs"
 
 
 def test_papers_of_this_repository() -> None:
-    text = (REPOSITORY / "dvc.yaml").read_text()
-    assert "chex" in papers_of(text)
-    assert not [name for name in papers_of(text) if "-" in name]
-    assert pool_of("chex", text, []) == "cpu"
-    assert pool_of("chex", text, ["0"]) == "gpu"
+    targets = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    with Repo(str(REPOSITORY)) as repo:
+        papers = needs_of_papers(repo)
+    assert {"adam", "chex"} <= set(papers)
+    assert set(papers) == set(targets)
+    assert pool_of(papers["chex"], []) == "cpu"
+    assert pool_of(papers["chex"], ["0"]) == "gpu"
 
 
 @pytest.mark.skipif(POSTGRES is None, reason="PostgreSQL is not installed (apt-get install postgresql)")

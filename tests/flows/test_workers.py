@@ -49,7 +49,7 @@ def test_stages_run_on_workers_of_other_clones(
     """Same bytes as `dvc repro`, though a worker is killed on the way; and nobody computes again what is in the remote."""
     monkeypatch.setitem(SERVER, "PREFECT_API_URL", f"{served.prefect}/api")
     count = f"echo x >> {tmp_path}/runs"
-    stages = resumable(count) | {
+    stages = {
         "b": copy("b", ["a.txt"], "b.txt"),
         "c": copy("c", ["source.txt"], "c.txt", count),
     }
@@ -58,7 +58,7 @@ def test_stages_run_on_workers_of_other_clones(
         "deps": ["b.txt", "c.txt"],
         "outs": [{"end.txt": {"cache": False}}],
     }
-    home = make_project(tmp_path / "home", stages)
+    home = make_project(tmp_path / "home", stages, part=resumable(count))
     run(["dvc", "remote", "add", "-q", "-d", "shared", str(tmp_path / "remote")], home)
     commit(home, "a remote")
     for name in ("one", "two", "later", "theirs"):

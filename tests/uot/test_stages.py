@@ -41,7 +41,7 @@ COLOURS = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the stages read of the repository; one thread, one worker, no MLflow."""
-    return open_workspace(tmp_path, monkeypatch, report)
+    return open_workspace(tmp_path, monkeypatch)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

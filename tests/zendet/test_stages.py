@@ -38,7 +38,7 @@ def tiny(scale: str = "quick") -> Settings:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the stages read of the repository; one worker, no MLflow."""
-    return open_workspace(tmp_path, monkeypatch, report)
+    return open_workspace(tmp_path, monkeypatch)
 
 
 def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

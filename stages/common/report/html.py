@@ -23,10 +23,13 @@ from stages.common.stage.files import write_atomic
 
 PAPERS = {
     "chex": ("CHEX", "Channel exploration for CNN model compression", "CVPR 2022"),
+    "chex-detection": ("CHEX: detection", "Channel exploration of detectors", "CVPR 2022"),
+    "chex-points": ("CHEX: point clouds", "Channel exploration of PointNet", "CVPR 2022"),
     "hico": ("HiCo", "Learning from untrimmed videos with hierarchical consistency", "CVPR 2022"),
     "entroformer": ("Entroformer", "A transformer entropy model for learned image compression", "ICLR 2022"),
     "fedformer": ("FEDformer", "Frequency enhanced transformer for long-term forecasting", "ICML 2022"),
     "elsa": ("ELSA", "Enhanced local self-attention for vision transformers", "arXiv 2021"),
+    "elsa-dense": ("ELSA: dense tasks", "ELSA in detection and segmentation", "arXiv 2021"),
     "motionrgbd": ("MotionRGBD", "Decoupling and recoupling space and time for RGB-D motion", "CVPR 2022"),
     "adam": ("Adam family", "A novel convergence analysis for algorithms of the Adam family", "OPT 2021"),
     "transfgu": ("TransFGU", "Top-down fine-grained unsupervised semantic segmentation", "ECCV 2022"),

@@ -1,6 +1,7 @@
 """Independent runs side by side on the CPU cores of one machine."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ def worker_count() -> int:
 
 
 def _start_worker() -> None:
+    gc.freeze()  # garbage of the parent is the parent's: its libraries' threads, which it may wait for, are not here
     # a killed stage must not leave its workers training on
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)

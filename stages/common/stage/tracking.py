@@ -69,7 +69,8 @@ class RunLog:
         if self._muted:
             return
         execution = execution_id()
-        tags = {"dvc.stage": os.environ.get("DVC_STAGE", ""), **(tags or {})}
+        stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]  # without the file that has it
+        tags = {"dvc.stage": stage, **(tags or {})}
         if os.environ.get("PREFECT__FLOW_RUN_ID"):
             tags = tags | {"prefect.flow_run_id": os.environ["PREFECT__FLOW_RUN_ID"]}
         self._started = self._flushed = time.time()
