@@ -87,7 +87,9 @@ def _rows(
     device = next(model.parameters()).device
     boxes, crops, owners = [], [], []
     doubled_BCHW = normalise(images.read(ids, (2 * size[0], 2 * size[1])).to(device))
-    for index, image_CHW, found in zip(ids, doubled_BCHW, windows_of(model, doubled_BCHW, recipe), strict=True):
+    for index, image_CHW, found in zip(
+        ids, doubled_BCHW, windows_of(model, doubled_BCHW, recipe), strict=True
+    ):
         for kind, boxes_W4 in found.items():
             boxes.append(boxes_W4)
             owners += [(index, kind)] * len(boxes_W4)

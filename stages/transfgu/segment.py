@@ -93,7 +93,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("output", type=Path, help="folder to make; must not exist")
     parser.add_argument(
-        "--backbone", default="timm:vit_small_patch8_224.dino", help="DINO file, a backbone of `pretrain`, or timm:NAME"
+        "--backbone",
+        default="timm:vit_small_patch8_224.dino",
+        help="DINO file, a backbone of `pretrain`, or timm:NAME",
     )
     parser.add_argument(
         "--things", type=int, default=20, help="concepts (of the foreground, where --stuff is given)"

@@ -60,7 +60,9 @@ def foreground_shares(boxes_W4: Tensor, foreground_Bhw: Tensor, patch: int) -> T
     x0, y0, x1, y1 = boxes_W4.to(flat_BP.device).T
     x2, y2 = x1 + 1, y1 + 1
     tops, lefts = torch.stack([y0, y1, y0, y1]), torch.stack([x0, x0, x1, x1])
-    corners_44W = torch.stack([y2 * line + x2 + 0 * tops, tops * line + x2, y2 * line + lefts, tops * line + lefts])
+    corners_44W = torch.stack(
+        [y2 * line + x2 + 0 * tops, tops * line + x2, y2 * line + lefts, tops * line + lefts]
+    )
     low_right, up_right, low_left, up_left = flat_BP[:, corners_44W].unbind(1)
     cells, row, column, cell = (low_right - up_right - low_left + up_left).unbind(1)
     pixels_BW = patch**2 * cells - patch * (row + column) + cell
