@@ -1,5 +1,6 @@
 """Parity with the authors' code: every case of tests/golden/chex (its README describes the files)."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.chex.detection.networks import SSD_SPECS
+from stages.chex.detection.ssd import SSDSpec, decode, default_boxes, match, offsets, ssd_loss
 from stages.chex.method.allocation import allocate_channels
 from stages.chex.method.channel_groups import find_channel_groups
 from stages.chex.method.column_subset import (
@@ -281,7 +284,43 @@ def test_golden_collapsed_block(path: Path) -> None:
     assert_close(slimmed(x), case["y"])
 
 
-@pytest.mark.skip(reason="single-shot detection is a later issue")
 @pytest.mark.parametrize("path", cases("ssd_pieces"))
 def test_golden_ssd_pieces(path: Path) -> None:
-    raise NotImplementedError
+    case = load(path)
+    boxes_A4 = default_boxes(SSD_SPECS["resnet50"])
+    assert len(boxes_A4) == int(case["dboxes300_count"])
+    assert_close(boxes_A4[tensor(case["dboxes300_index"])], case["dboxes300_xywh"], 1e-6)
+    assert_close(boxes_A4.double().sum(0), case["dboxes300_sum"], 1e-4)
+
+    spec = SSDSpec(
+        size=int(case["fig_size"]),
+        maps=tuple(case["feat_size"].tolist()),
+        steps=tuple(case["steps"].tolist()),
+        scales=tuple(case["scales"].tolist()),
+        ratios=tuple(tuple(json.loads(text)) for text in case["aspect_ratios"].tolist()),
+        extras=(),
+    )
+    boxes_A4 = default_boxes(spec)
+    assert_close(boxes_A4, case["dboxes_xywh"], 1e-6)
+    matched = [
+        match(boxes_A4, tensor(case[f"boxes_ltrb{i}"]), tensor(case[f"labels{i}"]))
+        for i in indices(case, "boxes_ltrb")
+    ]
+    target_BA4, label_BA = (torch.stack(parts) for parts in zip(*matched, strict=True))
+    assert_close(target_BA4, case["encoded_xywh"])
+    assert label_BA.tolist() == case["encoded_label"].tolist()
+    offset_B4A = offsets(boxes_A4, target_BA4).mT
+    assert_close(offset_B4A, case["loc_target"], 1e-4)
+
+    predicted_B4A, logit_BKA = tensor(case["ploc"]), tensor(case["pconf"])
+    box_loss, class_loss = ssd_loss(predicted_B4A, logit_BKA, offset_B4A, label_BA)
+    assert float(box_loss + class_loss) == pytest.approx(float(case["loss"]), rel=1e-5)
+
+    for i in indices(case, "dec_boxes"):
+        found = decode(
+            boxes_A4, 0.5 * predicted_B4A[i], 3 * logit_BKA[i],
+            nms_iou=float(case["decode_nms_iou"]), most=int(case["decode_max"]),
+        )  # fmt: skip
+        assert_close(found["scores"].flip(0), case[f"dec_scores{i}"], 1e-4)  # the authors' come worst first
+        assert found["labels"].flip(0).tolist() == case[f"dec_labels{i}"].tolist()
+        assert_close(found["boxes"].flip(0), case[f"dec_boxes{i}"], 1e-4)
