@@ -1,5 +1,5 @@
 # `make chex` sets up and re-runs a paper; `make test` sets up and tests. Everything lives in .venv.
-PAPERS := adam chex chex-detection chex-points elsa elsa-dense entroformer fedformer transfgu uot zendet
+PAPERS := adam chex chex-detection chex-points elsa elsa-dense entroformer fedformer hico motionrgbd transfgu uot zendet
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)

@@ -21,7 +21,12 @@ from stages.transfgu.method.concept_cam import CamParts, cam_parts
 from stages.transfgu.method.losses import Terms, segmentation_loss
 from stages.transfgu.method.mask_transformer import MaskTransformer, adam
 from stages.transfgu.method.vision_transformer import VisionTransformer
-from stages.transfgu.method.windows import pixel_boxes, select_windows, sliding_windows
+from stages.transfgu.method.windows import (
+    foreground_shares,
+    pixel_boxes,
+    select_windows,
+    sliding_windows,
+)
 from stages.transfgu.training import head_logits, patch_tokens
 
 
@@ -63,17 +68,19 @@ def cam_lines(model: VisionTransformer, size: int, runs: int) -> None:
 
 
 def window_lines(runs: int) -> None:
-    patch, boxes = 8, sliding_windows(80, 80, (0.5, 0.4, 0.3, 0.2))
-    mask = torch.rand(80, 80) > 0.5
+    patch, boxes, count = 8, sliding_windows(80, 80, (0.5, 0.4, 0.3, 0.2)), 32
+    masks = torch.rand(count, 80, 80) > 0.5
 
-    def loop() -> Tensor:
-        pixels = mask.float().repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-        share = [
-            (pixels[y0:y1, x0:x1] > 0).float().mean() for x0, y0, x1, y1 in pixel_boxes(boxes, patch).tolist()
-        ]
-        return torch.stack(share)
+    def slices(images: Tensor) -> Tensor:
+        """The plain loop: the mask at pixel size, one mean of a slice per window and image."""
+        places, shares = pixel_boxes(boxes, patch).tolist(), []
+        for mask in images:
+            pixels = mask.float().repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+            shares.append(torch.stack([pixels[y0:y1, x0:x1].mean() for x0, y0, x1, y1 in places]))
+        return torch.stack(shares)
 
-    def masks() -> Tensor:
+    def window_masks(mask: Tensor) -> Tensor:
+        """As the released code does it: a mask of the image's size per window, its corners by `nonzero`."""
         rows, columns = torch.meshgrid(torch.arange(80), torch.arange(80), indexing="ij")
         pixels, shares = F.interpolate(mask[None, None].float(), scale_factor=patch)[0, 0], []
         for x0, y0, x1, y1 in boxes.tolist():
@@ -83,15 +90,20 @@ def window_lines(runs: int) -> None:
             shares.append(pixels[top:bottom, left:right].mean())
         return torch.stack(shares)
 
-    works = {
-        "integral image": lambda: select_windows(boxes, mask, patch),
-        "loop over slices": loop,
-        "loop over masks": masks,
-    }
-    found = measure(works, runs)
-    print(f"selection among {len(boxes)} windows of a 640 x 640 image")
+    torch.testing.assert_close(slices(masks[:2]).double(), foreground_shares(boxes, masks[:2], patch))
+    found = measure(
+        {
+            "all images at once": lambda: select_windows(boxes, masks, patch),
+            "one image at a time": lambda: [select_windows(boxes, mask[None], patch) for mask in masks],
+            "loop over slices": lambda: slices(masks),
+            "loop over masks": lambda: window_masks(masks[0]),
+        },
+        runs,
+    )
+    found["loop over masks"] *= count  # timed on one image
+    print(f"selection among {len(boxes)} windows of {count} images of 640 x 640, per image")
     for name, value in found.items():
-        print(f"  {name:22s} {1e3 * value:9.2f} ms   x {value / found['integral image']:.1f}")
+        print(f"  {name:22s} {1e3 * value / count:9.3f} ms   x {value / found['all images at once']:.1f}")
 
 
 def step_lines(model: VisionTransformer, size: int, runs: int) -> None:

@@ -45,7 +45,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         help="run as a DVC experiment, several for several values: chex.prune.flops=0.3,0.4",
     )  # fmt: skip
     reproduce.add_argument(
-        "--workers", "-w", action="store_true", help="run stages on the workers of the pools cpu and gpu"
+        "--workers",
+        "-w",
+        action="store_true",
+        help="run stages, or experiments, on the workers of the pools cpu and gpu",
     )
     worker = commands.add_parser("worker", help="take stages from a work pool and run them in this clone")
     worker.add_argument("pool", choices=("cpu", "gpu"))
@@ -140,7 +143,7 @@ def run_experiments(options: argparse.Namespace, jobs: int, timeout: float | Non
 
     combinations(options.overrides)  # wrong ones are found before anything runs
     sweep = load_prefect("flows.sweep").result()
-    return sweep.run_experiments(options.papers, options.overrides, jobs, options.force)
+    return sweep.run_experiments(options.papers, options.overrides, jobs, options.force, options.workers, say)
 
 
 def main(argv: list[str] | None = None) -> int:

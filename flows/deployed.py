@@ -10,6 +10,7 @@ from pydantic import Field
 
 from flows import away, sweep
 from flows.engine import THREADS, open_session
+from flows.plan import Needs
 from flows.reproduce import carry_out
 
 CLONE = "ENCORE_CLONE"  # names the clone of the worker that runs this; Prefect starts it in an empty folder
@@ -26,7 +27,9 @@ Seeds = Annotated[
 ]
 Jobs = Annotated[int | None, Field(ge=1, le=256, description="The most stages at once; empty: one per core")]
 Force = Annotated[bool, Field(description="Run what is up to date as well")]
-Workers = Annotated[bool, Field(description="Run stages on the workers of the pools cpu and gpu")]
+Workers = Annotated[
+    bool, Field(description="Run stages, or experiments, on the workers of the pools cpu and gpu")
+]
 
 
 @flow(task_runner=_runner, persist_result=False)
@@ -44,7 +47,8 @@ def reproduce(
     overrides = [f"{paper}={scale}" for paper in papers if scale]
     overrides += [f"{paper}.seeds=[{','.join(map(str, seeds))}]" for paper in papers if seeds]
     if overrides:
-        return sweep.carry_out(papers, overrides, count, force)
+        lab = sweep.open_lab(papers, force, workers, get_run_logger().info)
+        return sweep.carry_out(lab, overrides, count, workers)
     with open_session(papers, count, get_run_logger().info, force=force) as session:
         if workers:
             away.send_away(session)
@@ -64,3 +68,12 @@ def stage(
     """Run one stage of a commit for a flow on another machine (`flows/away.py`)."""
     os.chdir(os.environ[CLONE])
     return away.carry_out_here(name, commit, entries, upstream, execution, force, timeout)
+
+
+@flow(persist_result=False)
+def experiment(
+    papers: list[str], name: str, overrides: list[str], commit: str, needs: Needs, force: bool = False
+) -> State[Any]:
+    """Run one DVC experiment on a commit for a flow on another machine (`flows/sweep.py`)."""
+    os.chdir(os.environ[CLONE])
+    return sweep.carry_out_here(papers, name, overrides, commit, needs, force)

@@ -62,7 +62,8 @@ class Engine:
                 continue
             if len(self._running) >= self.jobs or len(known) < len(step.upstream):
                 continue
-            reserved = self.pool.reserve(step)
+            # a worker reserves for what it runs
+            reserved = Reservation(0, 0) if step.away else self.pool.reserve(step.needs)
             if isinstance(reserved, str):
                 waits_for = reserved
                 if reserved.startswith("a GPU") and self._told.get(step.name) != reserved:

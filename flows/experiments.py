@@ -19,12 +19,13 @@ def combinations(overrides: list[str]) -> list[list[str]]:
         raise UsageError(f"-S {' '.join(overrides)}: {str(error).splitlines()[0]}") from error
 
 
-def experiment_name(papers: list[str], overrides: list[str]) -> str:
-    """Name of an experiment: the same for the same papers, parameters and commit."""
-    commit = _git("rev-parse", "HEAD")
-    digest = hashlib.sha256("\0".join([commit, *papers, *overrides]).encode()).hexdigest()[:6]
+def experiment_name(papers: list[str], overrides: list[str], commit: str, changes: bytes) -> str:
+    """Name of an experiment: the same for the same papers, parameters, commit, and changes since."""
+    identity = "\0".join([commit, *papers, *overrides]).encode() + changes
+    digest = hashlib.sha256(identity).hexdigest()[:6]
     readable = "-".join("".join(c if c.isalnum() else "-" for c in text.split(".")[-1]) for text in overrides)
-    return f"{'-'.join(papers)}-{readable}-{digest}"[:100].replace("--", "-")
+    prefix = "-".join([*papers, readable])[:90]
+    return f"{prefix}-{digest}".replace("--", "-")
 
 
 def comparison(names: dict[str, list[str]], papers: list[str]) -> list[dict[str, Any]]:
@@ -45,10 +46,20 @@ def comparison(names: dict[str, list[str]], papers: list[str]) -> list[dict[str,
     return [{column: row.get(column, "") for column in columns} for row in rows]
 
 
-def experiment_ref(name: str) -> str:
-    """Git's name of an experiment, or nothing when there is none of this name."""
-    refs = _git("for-each-ref", f"refs/exps/*/*/{name}", "--format=%(refname)").split()
-    return refs[0] if refs else ""
+def experiment_ref(name: str, folder: Path = Path()) -> str:
+    """Git's name of an experiment in the repository `folder`, or nothing when there is none of this name."""
+    return _experiment(name, folder, "refname")
+
+
+def experiment_commit(name: str) -> str:
+    """The commit of an experiment, or nothing when there is none of this name."""
+    return _experiment(name, Path(), "objectname")
+
+
+def _experiment(name: str, folder: Path, field: str) -> str:
+    pattern = f"refs/exps/*/*/{name}"
+    found = _git("-C", str(folder), "for-each-ref", pattern, f"--format=%({field})").split()
+    return found[0] if found else ""
 
 
 def _git(*arguments: str) -> str:

@@ -94,6 +94,14 @@ def read_needs(name: str, meta: dict[str, Any] | None) -> Needs:
     return Needs(gpu=gpu, cpus=cpus, memory=int(memory), timeout=timeout)
 
 
+def needs_together(stages: Iterable[Needs]) -> Needs:
+    """What a machine must have that runs these stages one after another."""
+    needs = list(stages)
+    gpus = {one.gpu for one in needs} - {0}
+    gpu: Gpu = gpus.pop() if len(gpus) == 1 else 1 if gpus else 0
+    return Needs(gpu, cpus=max((one.cpus for one in needs), default=1))
+
+
 def make_plan(repo: "Repo", targets: Iterable[str], force: bool = False, single: bool = False) -> Plan:
     """Plan the targets as `dvc repro` would; needs the lock of `repo`. Without targets: everything.
 

@@ -34,7 +34,7 @@ NO_SESSION = -1  # no process is in it
 PROGRESS_SECONDS = 10.0  # between two lines of one progress bar
 COLUMNS = 160
 CONTROL = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]")
-BAR = re.compile(r"[━╸╺█▏▎▍▌▋▊▉]|\d%\|")
+BAR = re.compile(r"[━╸╺█▏▎▍▌▋▊▉]|\d%\||\[\d\d:\d\d[<,]|^!$")  # as rich, tqdm and DVC draw them
 
 
 def tree(session: int, pipe: str) -> list[int]:

@@ -249,6 +249,16 @@ class Project:
                     entries[name] = entries.get(name, {}) | serialize.to_lockfile(stage)
         return entries
 
+    def share(self, plan: Plan) -> None:
+        """Push what the plan's stages that are up to date have made, and the run cache, to the DVC remote."""
+        self._do(self._share, [step.stage for step in plan.steps.values() if not step.runs])
+
+    def _share(self, stages: list[Any]) -> None:
+        with self._locked():
+            for stage in stages:
+                self._push(stage)
+            self._push_run_cache()
+
     def receive(self, entries: dict[str, Any], upstream: list[str]) -> None:
         """Get what another clone has shared: its entries by lock file, these stages' outputs, and the run cache."""
         self._do(self._receive, entries, upstream)
@@ -273,8 +283,7 @@ class Project:
     def _share_result(self, stage: Any) -> None:
         with self._locked():
             self._push(stage)
-            cache = self.repo.stage_cache
-            cache.transfer(self.repo.cache.legacy, self._remote_run_cache(), force=False)
+            self._push_run_cache()
 
     def record_shared(self, step: Step) -> None:
         """Save what another clone has made of the stage, which is in the DVC remote: cache, run cache, `dvc.lock`."""
@@ -290,6 +299,9 @@ class Project:
     def _push(self, stage: Any) -> None:
         for objects in stage.get_used_objs().values():
             self.repo.cloud.push(objects)
+
+    def _push_run_cache(self) -> None:
+        self.repo.stage_cache.transfer(self.repo.cache.legacy, self._remote_run_cache(), force=False)
 
     def _pull_run_cache(self) -> None:
         self.repo.stage_cache.transfer(self._remote_run_cache(), self.repo.cache.legacy, force=False)

@@ -37,7 +37,7 @@ def pool_of(stages: Iterable[Needs], gpus: list[str]) -> str:
 
 
 def register(gpus: list[str]) -> list[str]:
-    """Register a deployment per paper, one for all, and `stage` in each pool; returns the names of the papers' ones.
+    """Register a deployment per paper, one for all, and `stage` and `experiment` in each pool; returns the papers' ones.
 
     Their nightly schedules are off. Workers import the flows from the clone that they work in.
     """
@@ -45,7 +45,7 @@ def register(gpus: list[str]) -> list[str]:
     from prefect.deployments.runner import EntrypointType
     from prefect.schedules import Cron
 
-    from flows.deployed import reproduce, stage
+    from flows.deployed import experiment, reproduce, stage
     from flows.worker import POOLS, STAGES
 
     module: dict[str, Any] = {"entrypoint_type": EntrypointType.MODULE_PATH}
@@ -65,8 +65,9 @@ def register(gpus: list[str]) -> list[str]:
         deployment.apply()
         names.append(f"reproduce/{name}")
     for pool in POOLS:
-        deployment = stage.to_deployment(name=pool, work_pool_name=pool, work_queue_name=STAGES, **module)
-        deployment.apply()
+        for part in (stage, experiment):
+            deployment = part.to_deployment(name=pool, work_pool_name=pool, work_queue_name=STAGES, **module)
+            deployment.apply()
     return names
 
 
@@ -140,7 +141,9 @@ def serve(prefect_port: int, mlflow_port: int, log: Log) -> int:
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     os.environ.setdefault("MLFLOW_BACKEND_STORE_URI", "sqlite:///mlflow.db")
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # seven processes for jobs nobody sends
+    os.environ.setdefault(
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
+    )  # seven processes for jobs nobody sends
     os.environ.setdefault("MLFLOW_ARTIFACTS_DESTINATION", "mlartifacts")
     python = sys.executable
     services, stop = Services(), threading.Event()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.plan import Needs, Step
+from flows.plan import Needs
 
 
 def gpu_names() -> list[str]:
@@ -94,14 +94,11 @@ class Pool:
         self._gpus: list[str] = find_gpus()
         self._free_cpus, self._free_memory = self.cpus, self.memory
 
-    def reserve(self, step: Step) -> Reservation | str:
-        """Reserve what the stage needs, or say what it waits for.
+    def reserve(self, needs: Needs) -> Reservation | str:
+        """Reserve what a stage needs, or say what it waits for.
 
         A stage that needs more CPUs or memory than the machine has gets the whole machine.
         """
-        if step.away:  # its worker reserves what it needs
-            return Reservation(0, 0)
-        needs: Needs = step.needs
         cpus, memory = min(needs.cpus, self.cpus), min(needs.memory, self.memory)
         if cpus > self._free_cpus:
             return f"{cpus} CPUs"

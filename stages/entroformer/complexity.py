@@ -46,13 +46,14 @@ def measure(codec: ImageCodec, size: tuple[int, int], timings: Timings, key: str
     passes = count_passes(coder.entropy, lambda: coder.decode(content, h, w))
 
     def decode() -> list[float]:
-        return [seconds(lambda: coder.decode(content, h, w)) for _ in range(REPEATS)]
+        with one_thread():
+            return [seconds(lambda: coder.decode(content, h, w)) for _ in range(REPEATS)]
 
     def whole_context() -> list[float]:
         context = coder.entropy.context
         assert context is not None
         with one_thread(), torch.no_grad():
-            return [seconds(lambda: context(y.double())) for _ in range(REPEATS)]
+            return [seconds(lambda: context(y)) for _ in range(REPEATS)]
 
     return Decoding(
         size, h * w, passes, median(timings.measure(f"decode {key}", decode)),

@@ -1,9 +1,9 @@
-"""The file that `encode` writes, version 1. All numbers are little-endian.
+"""The file that `encode` writes, version 2. All numbers are little-endian.
 
 | bytes | what |
 |---|---|
 | 4 | `ENTF` |
-| 1 | version: 1 |
+| 1 | version: 2 |
 | 1 | kind: bit 0 grey, bit 1 an alpha channel follows |
 | 2, 2 | height and width of the picture, in pixels |
 | 6 | model id: digest of specification, weights and integer tables (`ImageCodec.model_id`) |
@@ -13,7 +13,8 @@
 | rest | range coder: z in channel, row, column order, then y |
 
 y goes position by position, all channels of a position together: in raster order, or (two-pass models) first the
-positions whose row + column is odd, then the others.
+positions whose row + column is odd, then the others. What is coded together (z; a position; a half or all of them) is
+coded in the order of its tables (`range_coder`). Version 1 was coded in float64 by position.
 
 A file is refused with one line when it is no such file, of another version, damaged, cut short, or of another
 model; and when the latents that come out are not those that went in, which a machine with other arithmetic could cause.
@@ -32,7 +33,7 @@ from stages.common.stage.errors import InputError
 from stages.entroformer.images import Picture, crop, pad, to_array, to_tensor
 from stages.entroformer.method.codec import ImageCodec, LatentCoder, one_thread
 
-MAGIC, VERSION = b"ENTF", 1
+MAGIC, VERSION = b"ENTF", 2
 HEADER = struct.Struct("<4sBBHH6sII")
 GREY, ALPHA = 1, 2
 CHECKED_UP_TO = HEADER.size - 4  # where the file's own CRC stands, last in the header

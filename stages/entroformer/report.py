@@ -214,13 +214,17 @@ def _files(results: pd.DataFrame, params: EntroformerParams) -> str:
 
 
 def _bd_rates(results: pd.DataFrame, params: EntroformerParams) -> str:
-    """T2: BD-rate of every trained codec against every anchor, where curves have four points."""
+    """T2: BD-rate of every trained codec against every anchor and every other, where curves have four points."""
     trained = sorted(set(results.loc[results["table"] == "files", "method"]))
-    if not trained or len(params.tracks["codec"].lambdas) < 4:
+    if not trained:
         return ""
-    names = [*ANCHORS, *(m for m in ("cnn-serial",) if m in trained)]
+    if (points := len(params.tracks["codec"].lambdas)) < 4:
+        return f"## BD-rate (T2)\n\nNeeds curves of four points; a codec has {points} at this scale.\n"
+    names = [*ANCHORS, *trained]
 
     def cell(method: str, name: str) -> str:
+        if method == name:
+            return ""
         try:
             values = [bd_rate(*curve(results, name, s), *curve(results, method, s)) for s in params.seeds]
         except ValueError:
@@ -252,7 +256,7 @@ def _complexity(decodings: dict[str, Decoding], timings: Timings) -> str:
             ]
         )
     return (
-        "## Decoding (T5)\n\nFrom bytes to latents with the codec track's models, float64, one thread, "
+        "## Decoding (T5)\n\nFrom bytes to latents with the codec track's models (sums are exact), one thread, "
         f"{timings.machine}; median of 3. Uncached: the context over the whole grid for every position, "
         "extrapolated from one.\n\n"
         + markdown_table(["model, picture", "positions", "network passes", "seconds", "uncached, s"], lines)

@@ -86,9 +86,11 @@ def _rows(
     """Rows of a few images: their windows go through the encoder together."""
     device = next(model.parameters()).device
     boxes, crops, owners = [], [], []
-    for index in ids:
-        image_CHW = normalise(images.read([index], (2 * size[0], 2 * size[1])).to(device))[0]
-        for kind, boxes_W4 in windows_of(model, image_CHW, recipe).items():
+    doubled_BCHW = normalise(images.read(ids, (2 * size[0], 2 * size[1])).to(device))
+    for index, image_CHW, found in zip(
+        ids, doubled_BCHW, windows_of(model, doubled_BCHW, recipe), strict=True
+    ):
+        for kind, boxes_W4 in found.items():
             boxes.append(boxes_W4)
             owners += [(index, kind)] * len(boxes_W4)
             crops.append(crop_windows(image_CHW, boxes_W4, model.patch, window_size(image_CHW, recipe.size)))
@@ -106,14 +108,18 @@ def window_size(image_CHW: Tensor, side: int) -> tuple[int, int]:
     return side * height // min(height, width), side * width // min(height, width)
 
 
-def windows_of(model: VisionTransformer, image_CHW: Tensor, recipe: Windows) -> dict[str, Tensor]:
-    """Boxes of a doubled image by kind; things and stuff are told apart by the class token's attention."""
-    h, w = image_CHW.shape[-2] // model.patch, image_CHW.shape[-1] // model.patch
+def windows_of(model: VisionTransformer, doubled_BCHW: Tensor, recipe: Windows) -> list[dict[str, Tensor]]:
+    """Boxes of each doubled image by kind; things and stuff are told apart by the class token's attention."""
+    h, w = doubled_BCHW.shape[-2] // model.patch, doubled_BCHW.shape[-1] // model.patch
     boxes_W4 = sliding_windows(h, w, recipe.scales)
     if not recipe.foreground:
-        return {"all": boxes_W4}
-    things, stuff = select_windows(boxes_W4, foreground(model, image_CHW), model.patch)
-    return {"things": boxes_W4[things], "stuff": boxes_W4[stuff]}
+        return [{"all": boxes_W4}] * len(doubled_BCHW)
+    # one image at a time: doubled images are large
+    foreground_Bhw = torch.stack([foreground(model, image_CHW) for image_CHW in doubled_BCHW]).cpu()
+    return [
+        {"things": boxes_W4[things_W], "stuff": boxes_W4[stuff_W]}
+        for things_W, stuff_W in zip(*select_windows(boxes_W4, foreground_Bhw, model.patch), strict=True)
+    ]
 
 
 @torch.inference_mode()

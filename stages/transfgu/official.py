@@ -1,7 +1,8 @@
 """Released weights: DINO and DINOv2 backbones (files, or timm by name) and TransFGU heads. No code is unpickled.
 
 Backbones come as flat keys (`cls_token`, `pos_embed`, `blocks.*` ...), as a full DINO checkpoint (under `teacher`, with
-`module.` and `backbone.` prefixes and a `head.*`), or by timm's model name. Heads are `<setting>_decoder.pt`.
+`module.` and `backbone.` prefixes and a `head.*`), by timm's model name, or as `pretrain` here left them (safetensors, with
+the number of attention heads in the metadata). Heads are `<setting>_decoder.pt`.
 Missing or extra tensors are refused: the released loader would go on with random weights.
 """
 
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.common.stage.errors import InputError, ParameterError
 from stages.transfgu.method.mask_transformer import MaskTransformer
+from stages.transfgu.method.transformer_block import Block
 from stages.transfgu.method.vision_transformer import VisionTransformer
 
 HEAD_WIDTH = 64  # of every DINO and DINOv2 backbone: heads = width / 64
@@ -66,15 +70,24 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_backbone(path: Path) -> VisionTransformer:
-    """Read a DINO or DINOv2 backbone from a file.
+    """Read a DINO or DINOv2 backbone from a file, or one that `save_backbone` wrote.
 
     Raises:
         InputError: the file is missing or not such a backbone.
     """
     try:
+        if path.suffix == ".safetensors":
+            return backbone_from_official(*_read_safetensors(path))
         return backbone_from_official(_read(path))
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def save_backbone(model: VisionTransformer, path: Path) -> None:
+    """Write an encoder as safetensors."""
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    save_file(to_official(model), path, {"heads": str(block.attn.heads)})
 
 
 def load_head(path: Path) -> MaskTransformer:
@@ -112,6 +125,18 @@ def timm_backbone(name: str, pretrained: bool = True) -> VisionTransformer:
         return backbone_from_official(model.state_dict())
     except ValueError as error:
         raise ParameterError(f"backbone 'timm:{name}': {error}") from None
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], int | None]:
+    """Tensors, and the number of attention heads if the file says it."""
+    try:
+        with safe_open(path, "pt") as file:
+            heads = (file.metadata() or {}).get("heads")
+            return {name: file.get_tensor(name) for name in file.keys()}, int(heads) if heads else None  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a checkpoint of tensors ({error})") from None
 
 
 def _read(path: Path) -> Mapping[str, Any]:

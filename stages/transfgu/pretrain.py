@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.common.stage.checkpoint import Checkpoint
@@ -37,6 +36,7 @@ from stages.transfgu.method.dino import (
     update_teacher,
 )
 from stages.transfgu.method.vision_transformer import VisionTransformer
+from stages.transfgu.official import save_backbone
 from stages.transfgu.params import BackboneName, Pretrain, TransfguParams
 from stages.transfgu.scenes import shuffle_pixels
 
@@ -90,7 +90,7 @@ def make_backbone(
                 model, images, (size, size), name == "shuffled", params.pretrain, seed, log,
                 Checkpoint(folder / f"{name}.ckpt"),
             )  # fmt: skip
-    save_file(model.state_dict(), path.with_suffix(".part"))
+    save_backbone(model, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path.with_suffix(".safetensors"))
     # last: its presence says that the weights are there too
     write_atomic(path, json.dumps(history))

@@ -5,6 +5,9 @@ striped disc, magenta plain square): every body belongs to two classes and every
 background textures, two per scene, split by a slanted line. Labels: 0..2 stuff, 3..8 things.
 
 The pre-training images stand in for ImageNet: one large object on neutral grey noise, or stuff alone.
+
+Colours of stuff and parts point away from each other (around the hue circle, dark, light). A tiny encoder's code is
+nearly linear in colour and the CAM compares directions: stuff that is a paler form of a part's colour would be its twin.
 """
 
 import math
@@ -15,15 +18,16 @@ from torch import Generator, Tensor
 BODIES, HEADS, STUFF = 3, 2, 3
 THINGS = BODIES * HEADS
 CLASSES = (
-    "grey bricks", "olive waves", "teal checks",
+    "dark bricks", "light waves", "teal checks",
     "red with disc", "red with square", "green with disc", "green with square", "blue with disc", "blue with square",
 )  # fmt: skip
 BODY_COLOURS = torch.tensor([[0.85, 0.2, 0.15], [0.2, 0.7, 0.25], [0.2, 0.3, 0.85]])
 HEAD_COLOURS = torch.tensor([[0.9, 0.85, 0.2], [0.85, 0.25, 0.8]])
-STUFF_COLOURS = torch.tensor([[0.55, 0.5, 0.45], [0.5, 0.55, 0.25], [0.3, 0.55, 0.55]])
+STUFF_COLOURS = torch.tensor([[0.24, 0.21, 0.2], [0.85, 0.83, 0.78], [0.2, 0.58, 0.6]])
 DARK = 0.45  # brightness of a texture's dark half
 SINGLE_SHARE = 0.75  # of the pre-training images, with an object
 NOISE = 0.05
+HEAD_SIZE, HEAD_PLACE = 0.8, 1.6  # in radii of the body, above its centre
 
 
 def scenes(count: int, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -36,7 +40,7 @@ def scenes(count: int, size: int, generator: Generator) -> tuple[Tensor, Tensor]
         cell_N = place_N4[:, number]
         jitter_N2 = _uniform((count, 2), -0.07, 0.07, generator)
         centre_N2 = torch.stack([0.28 + 0.44 * (cell_N % 2), 0.31 + 0.44 * (cell_N // 2)], 1) + jitter_N2
-        radius_N = _uniform((count,), 0.11, 0.155, generator)
+        radius_N = _uniform((count,), 0.115, 0.155, generator)
         shown_N = number < objects_N
         _paint_objects(image_NCHW, label_NHW, centre_N2 * size, radius_N * size, shown_N, generator)
     return _finish(image_NCHW, generator), label_NHW
@@ -51,9 +55,9 @@ def single_objects(count: int, size: int, generator: Generator) -> tuple[Tensor,
     neutral_NCHW = grey_N[:, None, None, None] + noise_NCHW
     image_NCHW = torch.where(shown_N[:, None, None, None], neutral_NCHW, image_NCHW)
     centre_N2 = torch.stack(
-        [_uniform((count,), 0.4, 0.6, generator), _uniform((count,), 0.52, 0.68, generator)], 1
+        [_uniform((count,), 0.4, 0.6, generator), _uniform((count,), 0.54, 0.7, generator)], 1
     )
-    radius_N = _uniform((count,), 0.22, 0.3, generator)
+    radius_N = _uniform((count,), 0.2, 0.28, generator)
     _paint_objects(image_NCHW, label_NHW, centre_N2 * size, radius_N * size, shown_N, generator)
     return _finish(image_NCHW, generator), label_NHW.flatten(1).amax(1)
 
@@ -139,7 +143,7 @@ def _paint_objects(
     diagonals = ((u_NHW + v_NHW) * 1.1) % 1 < 0.5
     body_NHW = torch.stack([disc, square, diamond])[body_N, each]
     body_dark_NHW = torch.stack([stripes, dots, diagonals])[body_N, each]
-    p_NHW, q_NHW = u_NHW / 0.62, (v_NHW + 1.45) / 0.62
+    p_NHW, q_NHW = u_NHW / HEAD_SIZE, (v_NHW + HEAD_PLACE) / HEAD_SIZE
     head_NHW = torch.stack(
         [p_NHW.square() + q_NHW.square() < 1, torch.maximum(p_NHW.abs(), q_NHW.abs()) < 0.88]
     )[head_N, each]

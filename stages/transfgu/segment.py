@@ -93,7 +93,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("output", type=Path, help="folder to make; must not exist")
     parser.add_argument(
-        "--backbone", default="timm:vit_small_patch8_224.dino", help="DINO file, or timm:NAME"
+        "--backbone",
+        default="timm:vit_small_patch8_224.dino",
+        help="DINO file, a backbone of `pretrain`, or timm:NAME",
     )
     parser.add_argument(
         "--things", type=int, default=20, help="concepts (of the foreground, where --stuff is given)"
@@ -177,7 +179,7 @@ def find_concepts(
     with progress("windows", len(images)):
         for index in range(len(images)):
             image_CHW = normalise(images.read([index], (2 * size[0], 2 * size[1])).to(device))[0]
-            for kind, boxes_W4 in windows_of(model, image_CHW, recipe).items():
+            for kind, boxes_W4 in windows_of(model, image_CHW[None], recipe)[0].items():
                 if not len(boxes_W4):
                     continue
                 crops = crop_windows(image_CHW, boxes_W4, model.patch, window_size(image_CHW, recipe.size))

@@ -8,12 +8,12 @@ some tens of microseconds.
 
 Stages: prepare (scenes or COCO); official (the authors' own search), score-check (three ways to the score) and
 search (strategies x seeds), which need no data; train (backbones x seeds, every head) -> evaluate -> report. Method:
-`method/` (structure, cost, entropy, spaces, evolution; detectors: masternet, gfl, atss, detector). Your own
-budget: `design.py`. Authors' files: `official.py`.
+`method/` (structure, cost, entropy, spaces, evolution, masternet). Detectors: `detector.py`, on `stages.common.dense`
+(scenes, COCO, training, GFLV2 with ATSS). Your own budget: `design.py`. Authors' files: `official.py`.
 
 | scale | searches | detectors | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | 16k evaluations | generated scenes | score > 2050 | not timed | `dvc repro zendet` |
+| quick | 16k evaluations | generated scenes | score > 2050 | ~5 CPU min, estimated | `dvc repro zendet` |
 | real | 100k evaluations | 10k images of COCO | the same order | days, 1 GPU | `dvc exp run -S zendet=real zendet` |
 | paper | 100k evaluations | COCO, 73 epochs | AP 44.7 .. 47.8 | days, 8 GPUs | `dvc exp run -S zendet=paper zendet` |
 

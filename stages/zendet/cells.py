@@ -7,7 +7,7 @@ from stages.zendet.method.cost import count_flops, count_layers
 from stages.zendet.method.entropy import DETECTION_ALPHAS
 from stages.zendet.method.evolution import Mutation
 from stages.zendet.method.published import PUBLISHED
-from stages.zendet.method.structure import Structure, resnet_structure
+from stages.zendet.method.structure import Structure, dump_structure, resnet_structure
 from stages.zendet.params import HeadName, Strategy, ZendetParams
 
 MIN_FLOPS = 0.95  # share of the FLOPs that the minimum-entropy control must spend (card, claim 5)
@@ -60,26 +60,27 @@ def fixed_structure(strategy: Strategy, params: ZendetParams) -> Structure | Non
     return reference(params) if strategy == "resnet" else PUBLISHED.get(strategy)
 
 
-def key_of(params: ZendetParams, backbone: Strategy, head: HeadName, seed: int) -> str:
+def key_of(params: ZendetParams, backbone: Strategy, structure: Structure, head: HeadName, seed: int) -> str:
     """The run's `run_id` in the results and its tag in MLflow."""
-    setting = params.model_dump(include={"reference", "search", "data", "detector", "train"})
-    return run_key("zendet", params.scale, backbone, head, seed, setting)
+    setting = params.model_dump(include={"data", "detector", "train"})
+    return run_key("zendet", params.scale, backbone, head, seed, dump_structure(structure), setting)
 
 
-def run_log(params: ZendetParams, backbone: Strategy, head: HeadName, seed: int) -> RunLog:
+def run_log(
+    params: ZendetParams, backbone: Strategy, structure: Structure, head: HeadName, seed: int
+) -> RunLog:
     """The MLflow run of one training."""
     return RunLog(
         paper="zendet",
         name=f"{backbone} {head} seed {seed}",
-        key=key_of(params, backbone, head, seed),
+        key=key_of(params, backbone, structure, head, seed),
         params={
             "method": backbone,
             "head": head,
             "seed": seed,
             "data": params.data.kind,
             **params.detector.model_dump(),
-            **params.train.model_dump(exclude={"length"}),
-            "length": params.train.length[head],
+            **params.train.model_dump(),
         },
         tags={"scale": params.scale, "data": params.data.kind, "method": backbone},
     )

@@ -166,7 +166,7 @@ def search(results: pd.DataFrame, params: ZendetParams) -> list[Claim]:
 def detectors(results: pd.DataFrame, params: ZendetParams) -> list[Claim]:
     """Claims 5 and 6: AP of the searched backbone against its controls, FLOPs and layers equal."""
     claims = []
-    for head in params.train.length:
+    for head in params.heads:
         ap = {b: per_seed(results, "T1", b, head, "AP") for b in ("entropy", "min-entropy", "resnet")}
         text = f"{head}: AP of the minimum-entropy backbone <= 0.7 of the searched one's (provisional)"
         if len(ap["entropy"]) and len(ap["min-entropy"]):

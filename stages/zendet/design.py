@@ -13,6 +13,7 @@ import csv
 import io
 import math
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +73,10 @@ def main() -> None:
     print(f"{count_flops(best, arguments.size) / 1e6:.1f} MFLOPs at {arguments.size} px, ", end="")
     print(f"{count_params(best) / 1e6:.3f} M parameters, {count_layers(best)} layers", end="")
     print(f", {budget.latency_of(best):.3f} ms" if budget.latency_of else "")
-    print(f"written to {arguments.output}/: structure.txt, backbone.onnx, backbone.safetensors, pareto.svg")
+    print(
+        f"written to {arguments.output}/: structure.txt, backbone.onnx, backbone.safetensors, pareto.svg, pareto.csv"
+    )
+    print(f"as a network: MasterNet(read_structure(Path({str(arguments.output / 'structure.txt')!r})))")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -209,16 +213,18 @@ def write(folder: Path, structure: Structure, rows: list[tuple[float, ...]], siz
         (output / "structure.txt").write_text(dump_structure(structure))
         save_file(net.state_dict(), output / "backbone.safetensors")
         batch, height, width = (torch.export.Dim(name) for name in ("batch", "height32", "width32"))
-        torch.onnx.export(
-            net,
-            (torch.zeros(2, 3, size, size),),
-            output / "backbone.onnx",
-            input_names=["images"],
-            output_names=names,
-            dynamic_shapes=({0: batch, 2: DIVISOR * height, 3: DIVISOR * width},),
-            external_data=False,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch, about itself
+            torch.onnx.export(
+                net,
+                (torch.zeros(2, 3, size, size),),
+                output / "backbone.onnx",
+                input_names=["images"],
+                output_names=names,
+                dynamic_shapes=({0: batch, 2: DIVISOR * height, 3: DIVISOR * width},),
+                external_data=False,
+                verbose=False,
+            )
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
         (output / "pareto.csv").write_text(table.getvalue())

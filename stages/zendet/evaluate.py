@@ -12,6 +12,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from stages.common.dense.average_precision import COCO_AREAS, average_precision
+from stages.common.dense.coco import open_coco
+from stages.common.dense.inference import detect
 from stages.common.results import results_frame, write_parquet
 from stages.common.stage.device import start_device
 from stages.common.stage.files import output_dir
@@ -21,16 +24,15 @@ from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, git_revision, run
 from stages.common.stage.tracking import RunLog, run_key
 from stages.zendet.cells import key_of, search_jobs
-from stages.zendet.data import read_images
+from stages.zendet.detector import build_detector
 from stages.zendet.method.cost import count_flops, count_layers, count_params
 from stages.zendet.method.entropy import EntropyScorer
-from stages.zendet.method.metrics import average_precision
 from stages.zendet.method.structure import read_structure
 from stages.zendet.params import HeadName, Strategy, ZendetParams
-from stages.zendet.training import detect, detector_for
 
 Job = tuple[Strategy, HeadName, int]
 Row = dict[str, Any]
+SCENE_AREAS = (16, 32)  # sides between small, medium and large objects of scenes, pixels
 UNITS = {
     "flops": "M",
     "params": "M",
@@ -50,7 +52,7 @@ def main() -> None:
     inputs = [prepared, *(runs / "train" / f"{b}-{s}" for b, s in trained)]
     inputs += [runs / "search" / f"{strategy}-{seed}" for strategy, seed in searched]
     with Stage("zendet-evaluate", params, inputs):
-        jobs: list[Job] = [(b, head, seed) for b, seed in trained for head in params.train.length]
+        jobs: list[Job] = [(b, head, seed) for b, seed in trained for head in params.heads]
         rows: list[Row] = []
         work = partial(evaluate, params=params, prepared=prepared, runs=runs)
         with progress("zendet-evaluate", len(jobs)) as bar:
@@ -86,25 +88,28 @@ def main() -> None:
 def evaluate(job: Job, params: ZendetParams, prepared: Path, runs: Path) -> list[Row]:
     """Rows of one detector; its numbers are also added to its MLflow run."""
     backbone, head, seed = job
-    device, images = start_device(), read_images(prepared, "val")
+    device, images = start_device(), open_coco(prepared, "val", first_label=0, masks=False)
+    scenes = params.data.kind == "scenes"
     folder = runs / "train" / f"{backbone}-{seed}"
     structure = read_structure(folder / "structure.txt")
-    model = detector_for(structure, head, len(images.categories), params)
+    model = build_detector(structure, head, len(images.categories), params.detector)
     model.load_state_dict(load_file(folder / f"{head}.safetensors"))
     found = detect(model.to(device), images, device, params.train.workers)
-    precision = average_precision(images.ground_truth(), found, images.areas)
+    areas = SCENE_AREAS if scenes else COCO_AREAS
+    precision = average_precision(images.ground_truth(), found, areas=areas)
     numbers = precision | {
         "flops": count_flops(structure, params.image_size) / 1e6,
         "params": count_params(structure) / 1e6,
         "layers": count_layers(structure),
         "entropy": EntropyScorer(params.image_size)(structure),
     }
-    key = key_of(params, backbone, head, seed)
+    key = key_of(params, backbone, structure, head, seed)
     with RunLog("zendet", "", key, kind="amend") as log:
         log.metrics({name: value for name, value in numbers.items() if value == value})
         log.artifact(folder / f"{head}.safetensors")
         log.artifact(folder / "structure.txt")
-    return [tidy(params, "T1", backbone, head, m, v, seed, images.name, key) for m, v in numbers.items()]
+    data = "scenes" if scenes else "coco"
+    return [tidy(params, "T1", backbone, head, m, v, seed, data, key) for m, v in numbers.items()]
 
 
 def tidy(

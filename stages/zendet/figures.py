@@ -51,7 +51,7 @@ def fidelity(results: pd.DataFrame, params: ZendetParams) -> Figure:
 
 def precision(results: pd.DataFrame, params: ZendetParams) -> Figure:
     """F3: AP of every trained detector against the entropy of its backbone."""
-    heads = list(params.train.length)
+    heads = params.heads
     figure = Figure(figsize=(3.6 * len(heads), 3))
     rows = results[results["table"] == "T1"]
     for axes, head in zip(figure.subplots(1, len(heads), squeeze=False)[0], heads, strict=True):

@@ -3,7 +3,7 @@
 Their structure files are read by `stages.zendet.method.structure`, their latency tables by `stages.zendet.latency_table`.
 """
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from stages.common.stage.errors import InputError
-from stages.zendet.method.detector import DetectorConfig, build_detector
+from stages.zendet.detector import build_detector
 from stages.zendet.method.masternet import MasterNet
 from stages.zendet.method.structure import Structure
+from stages.zendet.params import Detector
 
-RENAMED = {"neck.": "backbone.neck.", "bbox_head.": "head."}
+RENAMED = (  # MMDetection's names and torchvision's
+    (re.compile(r"^bbox_head\."), "head."),
+    (re.compile(r"^neck\.lateral_convs\.(\d)\.conv\."), r"backbone.fpn.inner_blocks.\1.0."),
+    (re.compile(r"^neck\.fpn_convs\.([0-2])\.conv\."), r"backbone.fpn.layer_blocks.\1.0."),
+    (re.compile(r"^neck\.fpn_convs\.3\.conv\."), "backbone.fpn.extra_blocks.convs.0."),
+    (re.compile(r"^neck\.fpn_convs\.4\.conv\."), "backbone.fpn.extra_blocks.convs.1."),
+)
 
 
 def load_official_backbone(path: Path, structure: Structure) -> MasterNet:
@@ -43,11 +50,15 @@ def load_official_detector(path: Path, structure: Structure, classes: int = 80) 
     Raises:
         InputError: not a checkpoint of this structure; one line naming the first tensors.
     """
-    state = dict(_renamed(_state_dict(path)))
-    if "backbone.neck.lateral_convs.0.conv.bias" not in state:
+    theirs = _state_dict(path)
+    if "neck.lateral_convs.0.conv.bias" not in theirs:
         raise InputError(f"{path}: not a released detector: no neck.lateral_convs.0.conv.bias")
-    channels = len(state["backbone.neck.lateral_convs.0.conv.bias"])
-    detector = build_detector(structure, DetectorConfig("gfl", classes, channels))
+    state = {our_name(name): value for name, value in theirs.items()}
+    channels = len(theirs["neck.lateral_convs.0.conv.bias"])
+    released = Detector(
+        channels=channels, convs=4, levels=5, groups=32, sizes=[800], longest=1333, zero_residual=False
+    )
+    detector = build_detector(structure, "gfl", classes, released)
     own = detector.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     left = [k for k in state if k not in own]
@@ -60,13 +71,11 @@ def load_official_detector(path: Path, structure: Structure, classes: int = 80) 
     return detector.eval()
 
 
-def _renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """MMDetection's names as ours."""
-    renamed = {}
-    for name, value in state.items():
-        prefix = next((p for p in RENAMED if name.startswith(p)), "")
-        renamed[RENAMED.get(prefix, "") + name.removeprefix(prefix)] = value
-    return renamed
+def our_name(name: str) -> str:
+    """The name that a tensor of a released detector has here."""
+    for pattern, ours in RENAMED:
+        name = pattern.sub(ours, name)
+    return name
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from stages.common.dense.params import Count, DenseData, Recipe
 from stages.common.stage.params import Scale, Section, Seeds, distinct
 
 Strategy = Literal[
@@ -19,9 +20,6 @@ Strategy = Literal[
     "params",
 ]
 HeadName = Literal["fcos", "retinanet", "gfl"]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=32, multiple_of=32)]
 
 
@@ -62,39 +60,17 @@ class ScoreCheck(Section):
 
 
 class Detector(Section):
-    """Neck and heads."""
+    """Neck and heads, and the sizes that images are brought to."""
 
     channels: Count
     convs: Count  # of a branch; RetinaNet always has four
-    levels: Annotated[int, Field(ge=3, le=5)]
-    groups: Count
-
-
-class Train(Section):
-    """One schedule for all backbones."""
-
-    length: Annotated[dict[HeadName, Count], Field(min_length=1)]  # which heads, and how long
-    unit: Literal["steps", "epochs"]
-    batch: Count  # over all processes
-    optimizer: Literal["adamw", "sgd"]
-    lr: Positive
-    weight_decay: NonNegative
-    schedule: Literal["cosine", "steps"]  # "steps": a tenth after 65/73 and 71/73 of the epochs
-    warmup: Annotated[int, Field(ge=0)]  # iterations, linear from a tenth
-    sizes: list[Side]  # short sides; one is drawn per image, the last one is the test's
-    longest: Side
-    zero_residual: bool
-    precision: Literal["float32", "bfloat16"]
-    workers: Annotated[int, Field(ge=0)]  # that read images
-
-
-class Data(Section):
-    """Scenes that are generated, or COCO on disk."""
-
-    kind: Literal["scenes", "coco"]
-    coco_root: str | None  # has train2017/, val2017/ and annotations/instances_*.json
-    train_images: Count | None  # null is all of them
-    val_images: Count | None
+    levels: Annotated[int, Field(ge=3, le=5)]  # from P3 on
+    groups: Count  # of group norm
+    sizes: Annotated[
+        list[Side], Field(min_length=1)
+    ]  # short sides; one is drawn per image, the last is the test's
+    longest: Count  # bound of the long side, pixels
+    zero_residual: bool  # the last norm of every residual branch starts at 0
 
 
 class ZendetParams(Section):
@@ -109,9 +85,10 @@ class ZendetParams(Section):
     backbones: Annotated[list[Strategy], Field(min_length=1), AfterValidator(distinct)]  # that are trained
     search: Search
     score_check: ScoreCheck
-    data: Data
+    data: DenseData
+    heads: Annotated[list[HeadName], Field(min_length=1), AfterValidator(distinct)]
     detector: Detector
-    train: Train
+    train: Recipe  # of every head
 
     @model_validator(mode="after")
     def _consistent(self) -> "ZendetParams":
@@ -122,6 +99,6 @@ class ZendetParams(Section):
             raise ValueError("strategies: 'entropy' is the method and must be there")
         if self.detector.channels % self.detector.groups:
             raise ValueError("detector.groups: must divide detector.channels")
-        if self.data.kind == "scenes" and None in (self.data.train_images, self.data.val_images):
-            raise ValueError("data: scenes need train_images and val_images")
+        if self.data.scenes is not None and self.data.scenes.size != self.image_size:
+            raise ValueError("data.scenes.size: must be image_size, at which backbones are searched")
         return self

@@ -94,7 +94,7 @@ def _detectors(results: pd.DataFrame, params: ZendetParams) -> str:
     data = f"generated scenes of {params.image_size} px" if params.data.kind == "scenes" else "COCO"
     sides = "16 and 32" if params.data.kind == "scenes" else "32 and 96"
     lines = []
-    for head, length in params.train.length.items():
+    for head in params.heads:
         for backbone in params.backbones:
             values = {
                 m: per_seed(results, "T1", backbone, head, m)
@@ -108,7 +108,7 @@ def _detectors(results: pd.DataFrame, params: ZendetParams) -> str:
                     mean_std(values["layers"], 0),
                     mean_std(values["entropy"], 0),
                     *(mean_std(values[m], 1) for m in ("AP", "AP50", "AP_S", "AP_M", "AP_L")),
-                    f"{length} {params.train.unit}",
+                    f"{params.train.steps} steps",
                 ]
             )
     header = [
@@ -118,8 +118,7 @@ def _detectors(results: pd.DataFrame, params: ZendetParams) -> str:
         f"## Detectors (T1; {note})\n\n"
         f"AP % on {data}, from scratch; mean ± std over n = {len(params.seeds)} seeds, each with a search of its own. "
         f"Sides between small, medium and large: {sides} px. FLOPs by the official formula at {params.image_size} px; Z is "
-        "the analytic entropy score, alpha (0,0,1,1,6). Heads have schedules of their own and are not comparable.\n\n"
-        + markdown_table(header, lines)
+        "the analytic entropy score, alpha (0,0,1,1,6).\n\n" + markdown_table(header, lines)
     )
 
 
@@ -145,7 +144,7 @@ def _ablation(results: pd.DataFrame, params: ZendetParams) -> str:
 def _strategies(results: pd.DataFrame, params: ZendetParams) -> str:
     """T3: what other scores find at the same budget, and how they rank random structures."""
     first = f"{params.score_check.sizes[0]} px"
-    table, head = score_table(results, first), next(iter(params.train.length))
+    table, head = score_table(results, first), params.heads[0]
     lines = []
     for strategy in params.strategies:
         own = {"entropy": "analytic", "zen": "zen", "flops": "flops", "params": "params"}.get(strategy)

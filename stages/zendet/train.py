@@ -12,6 +12,9 @@ from typing import get_args
 import torch
 from safetensors.torch import save_file
 
+from stages.common.dense.batches import flip
+from stages.common.dense.coco import open_coco
+from stages.common.dense.training import fit
 from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.device import is_main, start_device
 from stages.common.stage.files import output_dir
@@ -20,10 +23,9 @@ from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, cell_arguments, run
 from stages.zendet.cells import run_log
-from stages.zendet.data import read_images
+from stages.zendet.detector import build_detector
 from stages.zendet.method.structure import Structure, dump_structure, read_structure
 from stages.zendet.params import HeadName, Strategy, ZendetParams
-from stages.zendet.training import detector_for, train_detector
 
 
 def main() -> None:
@@ -34,7 +36,6 @@ def main() -> None:
     found = runs / "search" / f"{cell.backbone}-{cell.seed}"
     with Stage("zendet-train", params, [prepared, found], cell.seed, cell.backbone) as stage:
         structure = read_structure(found / "main.txt")
-        heads = list(params.train.length)
         work = partial(
             train,
             backbone=cell.backbone,
@@ -44,15 +45,15 @@ def main() -> None:
             prepared=prepared,
             folder=stage.work,
         )
-        steps = sum(params.train.length.values()) if params.train.unit == "steps" else len(heads)
+        steps = params.train.steps * len(params.heads)
         with progress(f"zendet-train {cell.backbone} seed {cell.seed}", steps) as bar:
-            for head, _ in run_jobs(work, heads):
+            for head, _ in run_jobs(work, params.heads):
                 bar.note(head)
         if not is_main():
             return
         with output_dir(runs / "train" / f"{cell.backbone}-{cell.seed}") as output:
             (output / "structure.txt").write_text(dump_structure(structure))
-            for head in heads:
+            for head in params.heads:
                 shutil.copy(stage.work / f"{head}.safetensors", output)
 
 
@@ -69,20 +70,12 @@ def train(
     path = folder / f"{head}.safetensors"
     if path.exists():
         return
-    device, images = start_device(), read_images(prepared, "train")
+    device, images = start_device(), open_coco(prepared, "train", first_label=0, masks=False)
     torch.manual_seed(seed)
-    model = detector_for(structure, head, len(images.categories), params).to(device)
-    with run_log(params, backbone, head, seed) as log:
-        train_detector(
-            model,
-            images,
-            params.train,
-            params.train.length[head],
-            seed,
-            log,
-            Checkpoint(folder / f"{head}.ckpt"),
-            device,
-        )
+    model = build_detector(structure, head, len(images.categories), params.detector).to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with run_log(params, backbone, structure, head, seed) as log:
+        fit(model, images, flip, params.train, seed, log, Checkpoint(folder / f"{head}.ckpt"), device)
     if not is_main():
         return
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

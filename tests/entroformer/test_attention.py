@@ -132,6 +132,18 @@ def test_decoding_step_by_step_gives_the_same_features(
                 known[:, :, row, column] = y[:, :, row, column]
 
 
+def test_serial_decoding_runs_the_network_on_one_new_token_a_position() -> None:
+    module, (h, w) = context("serial"), (3, 4)
+    tokens: list[int] = []
+    for block in module.stack.blocks:  # type: ignore[union-attr]
+        block.mlp.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[1]))
+    y, decoding = latents(h, w), module.decoding(h, w)  # type: ignore[operator]
+    with torch.no_grad():
+        for position in range(h * w):
+            decoding.feature(y, *divmod(position, w))
+    assert tokens == [1] * (len(module.stack.blocks) * (h * w - 1))  # type: ignore[arg-type,union-attr]
+
+
 def test_top_k_limits_what_a_query_sees() -> None:
     torch.manual_seed(0)
     stack = TransformerStack(SPEC, 1).double()

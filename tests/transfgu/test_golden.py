@@ -237,7 +237,7 @@ def test_golden_windows(path: Path) -> None:
     patch = image.shape[-1] // mask.shape[-1]
     key = next(k for k in case if k.startswith(f"boxes_{mask.shape[0]}x{mask.shape[1]}_"))
     boxes = tensor(case[key]).long()
-    fg, bg = select_windows(boxes, mask, patch)
+    fg, bg = (chosen_BW[0].nonzero()[:, 0] for chosen_BW in select_windows(boxes, mask[None], patch))
     assert (len(fg), len(bg)) == (int(case["n_fg"]), int(case["n_bg"]))
     size = (image.shape[-2] // 2, image.shape[-1] // 2)
     crops = crop_windows(image, boxes[fg], patch, size)

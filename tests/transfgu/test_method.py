@@ -54,16 +54,18 @@ def test_windows_lie_on_the_grid(h: int, w: int, scale: float) -> None:
     assert len({tuple(box) for box in boxes.tolist()}) == len(boxes)
 
 
-def test_window_selection_is_the_share_of_cropped_pixels() -> None:
-    torch.manual_seed(0)
-    boxes, patch, mask = sliding_windows(12, 10, [0.5, 0.3]), 3, torch.rand(12, 10) > 0.5
-    pixels = mask.float().repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-    share = torch.stack(
-        [pixels[y0:y1, x0:x1].mean() for x0, y0, x1, y1 in pixel_boxes(boxes, patch).tolist()]
-    )
-    fg, bg = select_windows(boxes, mask, patch, 0.5, 0.4)
-    assert fg.tolist() == (share > 0.5).nonzero()[:, 0].tolist()
-    assert bg.tolist() == (1 - share > 0.4).nonzero()[:, 0].tolist()
+@given(st.integers(4, 14), st.integers(4, 14), st.integers(1, 5), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_window_selection_is_the_share_of_cropped_pixels(h: int, w: int, patch: int, seed: int) -> None:
+    boxes, masks = sliding_windows(h, w, [0.5, 0.3]), torch.rand(3, h, w, generator=seeded(seed)) > 0.5
+    pixels = masks.double().repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    slices = pixel_boxes(boxes, patch).tolist()
+    area = torch.tensor([max(1, (x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in slices])
+    hit = torch.stack([pixels[:, y0:y1, x0:x1].sum((1, 2)) for x0, y0, x1, y1 in slices], 1)
+    share = hit / area
+    fg, bg = select_windows(boxes, masks, patch, 0.5, 0.4)
+    assert torch.equal(fg, share > 0.5)
+    assert torch.equal(bg, 1 - share > 0.4)
 
 
 def test_window_crops_are_torchs_bilinear_resize() -> None:

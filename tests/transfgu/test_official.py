@@ -15,6 +15,7 @@ from stages.transfgu.official import (
     head_from_official,
     load_backbone,
     load_head,
+    save_backbone,
     timm_backbone,
     to_official,
 )
@@ -44,6 +45,20 @@ def test_every_form_of_a_backbone(form: str, backbone: VisionTransformer, tmp_pa
     loaded = load_backbone(tmp_path / "file.pth")
     assert not loaded.training
     assert all(torch.equal(value, state[name]) for name, value in to_official(loaded).items())
+
+
+def test_a_backbone_of_this_project_comes_back_with_its_heads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = VisionTransformer(4, 12, 2, 3, 4).eval(), torch.randn(1, 3, 16, 16)
+    save_backbone(model, tmp_path / "dino.safetensors")
+    with torch.no_grad():
+        assert torch.equal(load_backbone(tmp_path / "dino.safetensors")(x), model(x))
+    content = (tmp_path / "dino.safetensors").read_bytes()
+    (tmp_path / "short.safetensors").write_bytes(content[:-4])
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load_backbone(tmp_path / "short.safetensors")
+    with pytest.raises(InputError, match="no such file"):
+        load_backbone(tmp_path / "absent.safetensors")
 
 
 def test_a_wrong_backbone_is_refused(backbone: VisionTransformer, tmp_path: Path) -> None:

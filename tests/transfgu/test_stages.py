@@ -302,6 +302,21 @@ def test_a_folder_of_your_own(
     assert "4 images" in capsys.readouterr().out
 
 
+def test_one_image_of_one_colour_has_fewer_windows_than_concepts(
+    dino_file: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "mine").mkdir()
+    Image.new("RGB", (48, 32), (200, 30, 90)).save(workspace / "mine" / "flat.png")
+    run_segment(monkeypatch, "mine", "out", "--backbone", "dino.pth", "--things", 4)
+    record = json.loads((workspace / "out/concepts.json").read_text())
+    # equal windows may differ in their last bit, so it need not be three
+    assert record["empty"] == record["sizes"].count(0) >= 1
+    assert f"{record['empty']} concepts have no window of their own" in capsys.readouterr().out
+    with Image.open(workspace / "out/masks/flat.png.png") as picture:
+        assert np.array(picture).shape == (32, 48)
+    assert all(value.isfinite().all() for value in load_file(workspace / "out/head.safetensors").values())
+
+
 def test_wrong_folders_are_told_and_nothing_is_left(
     dino_file: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

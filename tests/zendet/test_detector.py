@@ -1,17 +1,15 @@
-"""Detectors: they learn, they decode, they meet their interface; scenes are what they promise."""
+"""Detectors on a searched backbone: all heads learn, at the sizes and on the levels that they are built for."""
 
 import pytest
 import torch
 
-from stages.zendet.method.atss import assign, grid_anchors
-from stages.zendet.method.detector import DetectorConfig, build_detector
-from stages.zendet.method.metrics import average_precision, coco_detections, coco_ground_truth
+from stages.zendet.detector import build_detector
 from stages.zendet.method.structure import resnet_structure
-from stages.zendet.scenes import CLASSES, MOST, SMALLEST, make_scenes
-from stages.zendet.training import flip
+from stages.zendet.params import Detector, HeadName
 
 STRUCTURE = resnet_structure(8, (8, 8, 8, 16), (1, 1, 1, 1))
 SIZE = 64
+SMALL = Detector(channels=16, convs=1, levels=3, groups=4, sizes=[SIZE], longest=SIZE, zero_residual=False)
 
 
 def two_images() -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
@@ -24,10 +22,9 @@ def two_images() -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
 
 
 @pytest.mark.parametrize("head", ["gfl", "fcos", "retinanet"])
-def test_heads_learn_one_object(head: str) -> None:
+def test_heads_learn_one_object(head: HeadName) -> None:
     torch.manual_seed(0)
-    config = DetectorConfig(head, 2, 16, 1, 3, 4, (SIZE,), SIZE)  # type: ignore[arg-type]
-    detector = build_detector(STRUCTURE, config)
+    detector = build_detector(STRUCTURE, head, 2, SMALL)
     images, targets = two_images()
     optimizer = torch.optim.AdamW(detector.parameters(), 3e-3)
     losses = []
@@ -49,56 +46,10 @@ def test_heads_learn_one_object(head: str) -> None:
     assert overlap.abs().max() < 8
 
 
-def test_no_objects_give_finite_losses() -> None:
-    detector = build_detector(STRUCTURE, DetectorConfig("gfl", 2, 16, 1, 3, 4, (SIZE,), SIZE))
-    images, targets = two_images()
-    losses = detector(images[1:], targets[1:])
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    assert losses["giou"] == losses["distribution"] == 0
-    sum(losses.values()).backward()
-
-
-def test_every_object_with_room_for_a_centre_has_a_positive_anchor() -> None:
-    anchors = grid_anchors([(8, 8), (4, 4), (2, 2)], (8, 16, 32), torch.device("cpu"))
-    scenes = make_scenes(20, SIZE, 0)
-    for index in range(20):
-        boxes = scenes["boxes"][scenes["image"] == index]
-        owner = assign(anchors, boxes)
-        assert owner.max() < len(boxes)
-        positive = torch.cat(anchors)[owner >= 0]
-        own = boxes[owner[owner >= 0]]
-        centre = (positive[:, :2] + positive[:, 2:]) / 2
-        assert ((centre > own[:, :2]) & (centre < own[:, 2:])).all()
-
-
-def test_perfect_detections_have_full_precision_and_none_have_none() -> None:
-    scenes = make_scenes(6, SIZE, 1)
-    targets = [{key: scenes[key][scenes["image"] == i] for key in ("boxes", "labels")} for i in range(6)]
-    truth = coco_ground_truth([(SIZE, SIZE)] * 6, targets, len(CLASSES))
-    found = []
-    for index, target in enumerate(targets):
-        found += coco_detections(index, target | {"scores": torch.ones(len(target["labels"]))})
-    assert average_precision(truth, found, (16, 32))["AP"] == pytest.approx(100)
-    assert average_precision(truth, [], (16, 32))["AP"] == 0
-
-
-def test_scenes_are_repeatable_and_as_described() -> None:
-    scenes = make_scenes(30, SIZE, 0)
-    again = make_scenes(30, SIZE, 0)
-    assert all(torch.equal(scenes[key], again[key]) for key in scenes)
-    assert not torch.equal(scenes["images"], make_scenes(30, SIZE, 1)["images"])
-    sides = scenes["boxes"][:, 2:] - scenes["boxes"][:, :2]
-    assert sides.min() >= SMALLEST
-    assert sides.max() <= SIZE / 2
-    counts = scenes["image"].bincount(minlength=30)
-    assert counts.max() <= MOST
-    assert set(scenes["labels"].tolist()) == set(range(len(CLASSES)))
-
-
-def test_flip_twice_is_nothing() -> None:
-    images, targets = two_images()
-    once = flip(images[0], targets[0])
-    assert once[1]["boxes"].tolist() == [[20.0, 14.0, 44.0, 38.0]]  # SIZE - 44, SIZE - 20: symmetric
-    image, target = flip(*once)
-    assert torch.equal(image, images[0])
-    assert torch.equal(target["boxes"], targets[0]["boxes"])
+def test_the_pyramid_goes_on_beyond_p5() -> None:
+    detector = build_detector(STRUCTURE, "gfl", 2, SMALL.model_copy(update={"levels": 5}))
+    maps = detector.get_submodule("backbone")(torch.zeros(1, 3, 256, 256))
+    assert list(maps) == ["p3", "p4", "p5", "p6", "p7"]
+    assert [p.shape[-1] for p in maps.values()] == [256 // stride for stride in (8, 16, 32, 64, 128)]
+    last = detector.get_submodule("backbone.fpn.extra_blocks.convs.1")
+    assert torch.equal(last(maps["p6"]), maps["p7"])

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.zendet.method.atss import assign, grid_anchors
+from stages.common.dense.atss import assign, grid_anchors
+from stages.common.dense.gfl import GFLHead, distribution_focal_loss, integral, quality_focal_loss
 from stages.zendet.method.budget import Budget
 from stages.zendet.method.cost import count_flops, count_layers, count_params, stage_table
 from stages.zendet.method.entropy import EntropyScorer, entropy_forward, entropy_score
 from stages.zendet.method.evolution import EvolutionarySearch
-from stages.zendet.method.gfl import GFLHead, distribution_focal_loss, integral, quality_focal_loss
 from stages.zendet.method.latency import ConvQuery, LatencyTable, TableRow, network_queries
 from stages.zendet.method.masternet import MasterNet
 from stages.zendet.method.proxies import PlainConv, zen_score

@@ -6,16 +6,23 @@ import pytest
 import torch
 
 from stages.common.stage.errors import InputError
+from stages.zendet.detector import build_detector
 from stages.zendet.latency_table import read_latency_table
-from stages.zendet.method.detector import DetectorConfig, build_detector
 from stages.zendet.method.latency import ConvQuery
 from stages.zendet.method.masternet import MasterNet
 from stages.zendet.method.structure import resnet_structure
 from stages.zendet.official import load_official_backbone, load_official_detector
+from stages.zendet.params import Detector
 
 STRUCTURE = resnet_structure(8, (8, 8, 8, 8), (1, 1, 1, 1))
 STEM = "block_list.0.conv1.weight"
-THEIRS = {"backbone.neck.": "neck.", "head.": "bbox_head."}
+RELEASED = Detector(channels=32, convs=4, levels=5, groups=32, sizes=[800], longest=1333, zero_residual=False)
+THEIRS = {  # MMDetection's names by ours
+    "head.": "bbox_head.",
+    **{f"backbone.fpn.inner_blocks.{i}.0.": f"neck.lateral_convs.{i}.conv." for i in range(3)},
+    **{f"backbone.fpn.layer_blocks.{i}.0.": f"neck.fpn_convs.{i}.conv." for i in range(3)},
+    **{f"backbone.fpn.extra_blocks.convs.{i}.": f"neck.fpn_convs.{3 + i}.conv." for i in range(2)},
+}
 
 
 def stem(net: torch.nn.Module) -> torch.Tensor:
@@ -26,7 +33,7 @@ def stem(net: torch.nn.Module) -> torch.Tensor:
 def checkpoint(tmp_path: Path) -> tuple[Path, torch.nn.Module]:
     """A detector's tensors under the authors' names, in an mmcv checkpoint."""
     torch.manual_seed(0)
-    model = build_detector(STRUCTURE, DetectorConfig("gfl", 3, 32)).eval()
+    model = build_detector(STRUCTURE, "gfl", 3, RELEASED).eval()
     state = {}
     for name, value in model.state_dict().items():
         prefix = next((p for p in THEIRS if name.startswith(p)), "")

@@ -12,7 +12,6 @@ from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.params import load_params
 from stages.zendet import evaluate, official_search, prepare, report, score_check, search, train
 from stages.zendet.params import ZendetParams
-from stages.zendet.training import batch_order
 from tests.common.stages import Settings, open_workspace, preset, stage, write_params
 
 
@@ -22,16 +21,20 @@ def tiny(scale: str = "quick") -> Settings:
     settings.update(
         launch="python", seeds=[0, 1], image_size=64, strategies=["resnet", "entropy", "min-entropy"],
         backbones=["resnet", "entropy"], reference={"stem": 8, "mids": [8, 8, 8, 16], "depths": [1, 1, 1, 1]},
-        detector={"channels": 8, "convs": 1, "levels": 3, "groups": 4},
+        detector={
+            "channels": 8, "convs": 1, "levels": 3, "groups": 4, "sizes": [64], "longest": 64,
+            "zero_residual": True,
+        },
+        heads=["gfl"],
         score_check={"structures": 4, "sizes": [64, 32], "batch": 1, "repeats": 2},
     )  # fmt: skip
     settings["search"].update(
         population=8, evaluations=60, zen_evaluations=4, official_evaluations=60, official_seeds=[0, 1]
     )
     settings["data"].update(train_images=8, val_images=4)
-    settings["train"].update(
-        length={"gfl": 2}, batch=4, sizes=[64], longest=64, warmup=1, precision="float32", workers=0
-    )
+    if settings["data"]["scenes"]:
+        settings["data"]["scenes"]["size"] = 64
+    settings["train"].update(steps=2, batch=4, warmup=1, workers=0)
     return settings
 
 
@@ -56,7 +59,7 @@ def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny()
-    settings["train"]["length"] = {"gfl": 2, "fcos": 2, "retinanet": 1}
+    settings["heads"] = ["gfl", "fcos", "retinanet"]
     run_all(settings, monkeypatch)
     output = workspace / "reports" / "zendet" / "quick"
     results = read_parquet(output / "results.parquet")
@@ -79,7 +82,7 @@ def test_a_training_repeats_and_resumes_to_the_same_bytes(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny()
-    settings["train"]["length"] = {"gfl": 4}
+    settings["train"]["steps"] = 4
     write_params("zendet", settings)
     stage(prepare.main, monkeypatch)
     stage(search.main, monkeypatch, "--strategy", "resnet", "--seed", 0)
@@ -87,25 +90,25 @@ def test_a_training_repeats_and_resumes_to_the_same_bytes(
     stage(train.main, monkeypatch, *cell)
     path = workspace / "runs/zendet/quick/train/resnet-0/gfl.safetensors"
     once = path.read_bytes()
-    monkeypatch.setattr("stages.zendet.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("stages.common.dense.training.CHECKPOINT_SECONDS", 0.0)
 
     class Killed(Exception):
         pass
 
     steps = 0
 
-    def interrupted() -> None:
+    def interrupted(count: int = 1) -> None:
         nonlocal steps
-        steps += 1
+        steps += count
         if steps == 3:
             raise Killed
 
-    monkeypatch.setattr("stages.zendet.training.tick", interrupted)
+    monkeypatch.setattr("stages.common.dense.training.tick", interrupted)
     with pytest.raises(Killed):
         stage(train.main, monkeypatch, *cell)
     assert list(workspace.glob(".encore/work/zendet-train-*/gfl.ckpt"))
     stage(train.main, monkeypatch, *cell)
-    assert steps == 5  # the killed one had saved before its third step
+    assert steps == 3 + 4  # the killed one had saved before its second step: one is skipped, three are taken
     assert path.read_bytes() == once
 
 
@@ -141,8 +144,8 @@ def stand_in_coco(root: Path) -> None:
 def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny(scale)
     settings.update(seeds=[0], strategies=["resnet", "entropy"], backbones=["resnet"])
-    settings["data"]["coco_root"] = str(workspace / "coco")
-    settings["train"]["length"] = {"gfl": 1}
+    settings["data"]["root"] = str(workspace / "coco")
+    settings["train"]["steps"] = 1
     stand_in_coco(workspace / "coco")
     run_all(settings, monkeypatch)
     results = read_parquet(workspace / "reports" / "zendet" / scale / "results.parquet")
@@ -153,15 +156,15 @@ def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: p
 def test_missing_coco_is_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny("real")
     write_params("zendet", settings)
-    with pytest.raises(ParameterError, match="coco_root: missing"):
+    with pytest.raises(ParameterError, match=r"data\.root: missing"):
         stage(prepare.main, monkeypatch)
-    settings["data"]["coco_root"] = str(workspace / "coco")
+    settings["data"]["root"] = str(workspace / "coco")
     write_params("zendet", settings)
-    with pytest.raises(InputError, match="train2017: not a folder"):
+    with pytest.raises(InputError, match=r"instances_train2017\.json: not found"):
         stage(prepare.main, monkeypatch)
     stand_in_coco(workspace / "coco")
     (workspace / "coco/annotations/instances_train2017.json").write_text("{")
-    with pytest.raises(InputError, match="not an annotation file"):
+    with pytest.raises(InputError, match="not JSON"):
         stage(prepare.main, monkeypatch)
     assert not Path("data/zendet/real").exists()
 
@@ -170,9 +173,9 @@ def test_damaged_scenes_are_told(workspace: Path, monkeypatch: pytest.MonkeyPatc
     write_params("zendet", tiny())
     stage(prepare.main, monkeypatch)
     stage(search.main, monkeypatch, "--strategy", "resnet", "--seed", 0)
-    file = workspace / "data/zendet/quick/train.safetensors"
+    file = workspace / "data/zendet/quick/scenes/train2017/000003.png"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"train\.safetensors: damaged"):
+    with pytest.raises(InputError, match=r"000003\.png: damaged"):
         stage(train.main, monkeypatch, "--backbone", "resnet", "--seed", 0)
 
 
@@ -182,7 +185,8 @@ def test_damaged_scenes_are_told(workspace: Path, monkeypatch: pytest.MonkeyPatc
         ({"image_size": 100}, "image_size = 100"),
         ({"backbones": ["random"]}, "must be among strategies"),
         ({"strategies": ["random"], "backbones": ["random"]}, "'entropy' is the method"),
-        ({"detector": {"channels": 10, "convs": 1, "levels": 3, "groups": 4}}, "must divide"),
+        ({"detector": {**tiny()["detector"], "channels": 10}}, "must divide"),
+        ({"image_size": 96}, "must be image_size"),
         ({"reference": {"stem": 8, "mids": [8], "depths": [1]}}, "one value for each"),
     ],
 )
@@ -193,11 +197,3 @@ def test_wrong_parameters_are_told(
     with pytest.raises(ParameterError, match=problem) as error:
         load_params(ZendetParams, "zendet")
     assert "\n" not in str(error.value)
-
-
-def test_batches_pass_over_all_images() -> None:
-    order = batch_order(10, 3, 6, seed=0)
-    for start in (0, 3):
-        assert len({index for batch in order[start : start + 3] for index in batch}) == 9
-    assert order == batch_order(10, 3, 8, seed=0)[:6]
-    assert order != batch_order(10, 3, 6, seed=1)

@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-# Scores this close to the k-th largest count as tied with it, and ties are kept. In float64, in which files are coded,
-# this is far above rounding and far below any difference that means something.
+# Scores this close to the k-th largest count as tied with it, and ties are kept: where tokens are equal, as in flat areas,
+# rounding must not choose among them. Files are coded with sums that do not round (exact.py).
 TIE = 1e-9
 INITIAL_STD = 0.02  # of linear layers, cut at +-2
 
@@ -161,15 +161,25 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BnD: Tensor, layout: Layout, table_Pd: Tensor | None, topk: int) -> Tensor:
         """Attention over one grid."""
-        q_Band, k_Band, v_Band = self.split(x_BnD)
-        weights = self.weights(q_Band, k_Band, layout, table_Pd, topk)
-        return self.merge(weights, v_Band, layout)
+        return self.merge(self.attend(*self.split(x_BnD), layout, table_Pd, topk))
 
-    def merge(self, weights: Tensor, v_Band: Tensor, layout: Layout) -> Tensor:
-        """Weighted values, heads side by side, projected: `[B, n, D]`."""
+    def attend(
+        self,
+        q_Band: Tensor,
+        k_Band: Tensor,
+        v_Band: Tensor,
+        layout: Layout,
+        table_Pd: Tensor | None,
+        topk: int,
+    ) -> Tensor:
+        """Weighted values of every query: `[B, a, n, d]`."""
+        weights = self.weights(q_Band, k_Band, layout, table_Pd, topk)
         values = v_Band if layout.keys_m is None else v_Band[:, :, layout.keys_m]
-        others = weights[..., :-1] @ values + weights[..., -1:] * v_Band if layout.own else weights @ values
-        return self.output(others.transpose(1, 2).flatten(2))
+        return weights[..., :-1] @ values + weights[..., -1:] * v_Band if layout.own else weights @ values
+
+    def merge(self, values_Band: Tensor) -> Tensor:
+        """Heads side by side, projected: `[B, n, D]`."""
+        return self.output(values_Band.transpose(1, 2).flatten(2))
 
 
 class AttentionBlock(nn.Module):
@@ -193,8 +203,8 @@ class AttentionBlock(nn.Module):
         """One block for the next token alone; `layout` has the one row of that token."""
         q_Ba1d, k_Ba1d, v_Ba1d = self.attention.split(self.attention_norm(t_B1D))
         k_Band, v_Band = cache.append(k_Ba1d, v_Ba1d)
-        weights = self.attention.weights(q_Ba1d, k_Band, layout, table_Pd, topk)
-        t_B1D = t_B1D + self.attention.merge(weights, v_Band, layout)
+        values_Ba1d = self.attention.attend(q_Ba1d, k_Band, v_Band, layout, table_Pd, topk)
+        t_B1D = t_B1D + self.attention.merge(values_Ba1d)
         return t_B1D + self.mlp(self.mlp_norm(t_B1D))
 
 

@@ -2,9 +2,9 @@
 
 Shapes: B batch, S latent channels, Z channels of z, D width of features, h x w grid of latents.
 
-What is written and read must come from the same numbers on every number of threads. So the entropy model codes in
-float64 and in one thread, its parameters are rounded to the grid of integer tables (likelihood.py), and a CRC of
-the latents in the file (file_format.py) refuses whatever still differs.
+What is written and read must come from the same numbers on every machine and number of threads. So files are coded with
+an entropy model all of whose sums are exact (exact.py), its parameters are rounded to the grid of integer tables
+(likelihood.py), and a CRC of the latents in the file (file_format.py) refuses whatever still differs.
 """
 
 import copy
@@ -27,6 +27,7 @@ from stages.entroformer.method.context import (
     SerialContext,
     checkerboard,
 )
+from stages.entroformer.method.exact import exact, exp_digest
 from stages.entroformer.method.hyperprior import (
     RESAMPLINGS,
     ConvHyperDecoder,
@@ -35,10 +36,11 @@ from stages.entroformer.method.hyperprior import (
     TransformerHyperEncoder,
 )
 from stages.entroformer.method.likelihood import (
-    ChannelFrequencies,
     ChannelGaussianPrior,
     DeepFactorisedPrior,
-    GaussianFrequencies,
+    Frequencies,
+    channel_frequencies,
+    gaussian_frequencies,
     nats,
     split_parameters,
     table_digest,
@@ -224,7 +226,8 @@ class ImageCodec(nn.Module):
     def model_id(self) -> bytes:
         """Digest of specification, weights and integer tables: what a file must have been written with."""
         digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
-        digest.update(table_digest().to_bytes(4, "big"))
+        for table in (table_digest(), exp_digest()):
+            digest.update(table.to_bytes(4, "big"))
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -243,59 +246,63 @@ def one_thread() -> Iterator[None]:
 
 
 class LatentCoder:
-    """Latents to bytes and back, with a copy of a codec's entropy model in float64 on the CPU."""
+    """Latents to bytes and back, with an exact copy (exact.py) of a codec's entropy model on the CPU."""
 
     def __init__(self, entropy: EntropyModel) -> None:
         if entropy.spec.mixtures != 1:
             raise ValueError("files hold latents of one Gaussian each; this model mixes several")
         self.spec = entropy.spec
-        self.entropy = copy.deepcopy(entropy).double().cpu().eval()
+        self.entropy: EntropyModel = exact(copy.deepcopy(entropy).cpu().eval())  # type: ignore[assignment]
+        self.masses_C256 = None
+        if self.entropy.prior is not None:
+            with torch.no_grad():
+                self.masses_C256 = self.entropy.prior.double().masses()
 
     @torch.no_grad()
     def encode(self, y_1Shw: Tensor, z_1Zhw: Tensor | None) -> bytes:
         """Bytes of integer latents of one picture."""
         coder = SymbolEncoder()
-        with one_thread():
-            y = y_1Shw.double().cpu()
-            z = None if z_1Zhw is None else z_1Zhw.double().cpu()
-            if z is not None:
-                coder.encode(z.flatten().numpy(), self._side(z.shape[2] * z.shape[3]))
-            parameters = self.entropy.distribution(y, z)
-            for positions in self._passes(*y.shape[2:]):
-                values = y.flatten(2)[0, :, positions].T.flatten()
-                coder.encode(values.numpy(), _frequencies(parameters.flatten(2)[:, :, positions]))
+        y_1Shw = y_1Shw.float().cpu()
+        hyper = None
+        if z_1Zhw is not None:
+            z_1Zhw = z_1Zhw.float().cpu()
+            coder.encode(z_1Zhw.flatten().numpy(), self._side(z_1Zhw.shape[2] * z_1Zhw.shape[3]))
+            hyper = self.entropy.hyper_decoder(z_1Zhw)  # type: ignore[misc]
+        context = None if self.entropy.context is None else self.entropy.context(y_1Shw)
+        parameters_1Cn = self.entropy.parameters_of(hyper, context).flatten(2)
+        for positions in self._batches(*y_1Shw.shape[2:]):
+            values = y_1Shw.flatten(2)[0, :, positions].T.flatten()
+            coder.encode(values.numpy(), _frequencies(parameters_1Cn[:, :, positions]))
         return coder.to_bytes()
 
     @torch.no_grad()
     def decode(self, content: bytes, h: int, w: int) -> tuple[Tensor, Tensor | None]:
         """The integer latents `[1, S, h, w]` and z that `encode` was given."""
-        coder = SymbolDecoder(content)
-        spec, entropy = self.spec, self.entropy
-        with one_thread():
-            z = hyper = None
-            if entropy.hyper_decoder is not None:
-                shape = (1, spec.hyper_channels, h >> RESAMPLINGS, w >> RESAMPLINGS)
-                z = torch.from_numpy(coder.decode(self._side(shape[2] * shape[3]))).double().view(shape)
-                hyper = entropy.hyper_decoder(z)
-            y = torch.zeros(1, spec.latents, h, w, dtype=torch.float64)
-            if spec.serial:
-                self._decode_serial(coder, y, hyper)
-            else:
-                self._decode_passes(coder, y, hyper)
+        coder, spec, entropy = SymbolDecoder(content), self.spec, self.entropy
+        z = hyper = None
+        if entropy.hyper_decoder is not None:
+            shape = (1, spec.hyper_channels, h >> RESAMPLINGS, w >> RESAMPLINGS)
+            z = torch.from_numpy(coder.decode(self._side(shape[2] * shape[3]))).float().view(shape)
+            hyper = entropy.hyper_decoder(z)
+        y = torch.zeros(1, spec.latents, h, w)
+        if spec.serial:
+            self._decode_serial(coder, y, hyper)
+        else:
+            self._decode_passes(coder, y, hyper)
         return y, z
 
     def _decode_passes(self, coder: SymbolDecoder, y: Tensor, hyper: Tensor | None) -> None:
         """Without context all at once; in two passes the transformer runs for the second one only."""
-        for number, positions in enumerate(self._passes(*y.shape[2:])):
+        for number, positions in enumerate(self._batches(*y.shape[2:])):
             context = None
             if self.spec.two_pass:
                 context = y.new_zeros(1, self.spec.attention.dim, *y.shape[2:])
                 if number:
                     assert self.entropy.context is not None
                     context = self.entropy.context(y)
-            parameters = self.entropy.parameters_of(hyper, context).flatten(2)[:, :, positions]
-            values = torch.from_numpy(coder.decode(_frequencies(parameters))).double()
-            y.flatten(2)[0, :, positions] = values.view(-1, self.spec.latents).T
+            here = (None if f is None else f.flatten(2)[:, :, None, positions] for f in (hyper, context))
+            values = coder.decode(_frequencies(self.entropy.parameters_of(*here).flatten(2)))
+            y.flatten(2)[0, :, positions] = torch.from_numpy(values).float().view(-1, self.spec.latents).T
 
     def _decode_serial(self, coder: SymbolDecoder, y: Tensor, hyper: Tensor | None) -> None:
         """Position by position in raster order."""
@@ -306,21 +313,23 @@ class LatentCoder:
                 context = decoding.feature(y, row, column)[:, :, None, None]
                 here = None if hyper is None else hyper[:, :, row : row + 1, column : column + 1]
                 parameters = self.entropy.parameters_of(here, context).flatten(2)
-                y[0, :, row, column] = torch.from_numpy(coder.decode(_frequencies(parameters))).double()
+                y[0, :, row, column] = torch.from_numpy(coder.decode(_frequencies(parameters))).float()
 
-    def _side(self, positions: int) -> ChannelFrequencies:
-        assert self.entropy.prior is not None
-        return ChannelFrequencies(self.entropy.prior.masses(), positions)
+    def _side(self, positions: int) -> Frequencies:
+        assert self.masses_C256 is not None
+        return channel_frequencies(self.masses_C256, positions)
 
-    def _passes(self, h: int, w: int) -> list[Tensor]:
-        """Positions that are coded together; serial ones one after another, which is the order of one pass."""
+    def _batches(self, h: int, w: int) -> list[Tensor]:
+        """Positions that are coded together: all, a half of the checkerboard, or one."""
+        if self.spec.serial:
+            return list(torch.arange(h * w).split(1))
         if not self.spec.two_pass:
             return [torch.arange(h * w)]
         visible = checkerboard(h, w).flatten()
         return [visible.nonzero()[:, 0], (~visible).nonzero()[:, 0]]
 
 
-def _frequencies(parameters_1Cn: Tensor) -> GaussianFrequencies:
+def _frequencies(parameters_1Cn: Tensor) -> Frequencies:
     """Of the latents at n positions, all channels of a position together."""
     _, mean, log_sigma = split_parameters(parameters_1Cn, 1, 2)
-    return GaussianFrequencies(*(p[0, :, 0].T.flatten() for p in (mean, log_sigma)))
+    return gaussian_frequencies(*(p[0, :, 0].T.flatten() for p in (mean, log_sigma)))

@@ -7,6 +7,7 @@ masses take the tails, so that the 256 of them sum to one (the authors' sum to a
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Literal
@@ -146,67 +147,59 @@ def _symbols(like: Tensor) -> Tensor:
     return torch.arange(LOW, HIGH + 1, dtype=like.dtype, device=like.device)
 
 
-# Integer CDFs. Encoder and decoder have to use the same numbers to the last bit, whatever the number of threads, so a
-# latent's mean is rounded to 1/32 and its log sigma to 1/16 before a table is looked up: two computations that differ
-# in the last bits of a float64 name the same table. A table has 24 bits, and no symbol less than 1 of 2^24.
+# Integer tables. A latent's mean is rounded to 1/32 and its log sigma to 1/16, which names a table; the table's symbols are
+# offsets from the whole part of the mean, so that few tables serve all latents, and every v in -128 .. 127 has a symbol
+# whatever the mean. A table has 24 bits, and no symbol less than 1 of 2^24.
 PRECISION = 24
 FRACTIONS, LOG_SIGMA_STEPS, LOG_SIGMA_MAX = 32, 16, 6.0
+LEVELS = round((LOG_SIGMA_MAX - LOG_SIGMA_MIN) * LOG_SIGMA_STEPS) + 1
 SYMBOLS = HIGH - LOW + 1
-REACH = 2 * SYMBOLS  # offsets from the mean that a table covers on both sides
+REACH = SYMBOLS + 1  # offsets on both sides; means are cut to one beyond the range of latents
 
 
 @cache
-def gaussian_cdf_table() -> np.ndarray:
-    """Integer CDF at v - 1/2 for v - floor(mean) in -REACH .. REACH: int32 `[fraction, log sigma, offset]`."""
+def gaussian_tables() -> np.ndarray:
+    """Integer frequencies of v - floor(mean) in -REACH .. REACH: int32 `[fraction * level, 2 REACH + 1]`."""
     fraction = np.arange(FRACTIONS)[:, None, None] / FRACTIONS
-    levels = round((LOG_SIGMA_MAX - LOG_SIGMA_MIN) * LOG_SIGMA_STEPS) + 1
-    sigma = np.exp(LOG_SIGMA_MIN + np.arange(levels)[None, :, None] / LOG_SIGMA_STEPS)
-    edge = np.arange(-REACH, REACH + 1)[None, None] - 0.5
-    room = 2**PRECISION - SYMBOLS  # each symbol has one unit of its own beside its share of this
-    return np.rint(room * ndtr((edge - fraction) / sigma)).astype(np.int32)
+    sigma = np.exp(LOG_SIGMA_MIN + np.arange(LEVELS)[None, :, None] / LOG_SIGMA_STEPS)
+    edge = np.arange(-REACH, REACH + 2)[None, None] - 0.5
+    room = 2**PRECISION - (2 * REACH + 1)  # each symbol has one unit of its own beside its share of this
+    cdf = np.rint(room * ndtr((edge - fraction) / sigma)).astype(np.int32)
+    cdf[..., 0], cdf[..., -1] = 0, room  # the tails belong to the outermost symbols
+    return (np.diff(cdf, axis=-1) + 1).reshape(FRACTIONS * LEVELS, -1)
 
 
 def table_digest() -> int:
-    """CRC-32 of the table: part of what a file names as its model."""
-    return zlib.crc32(gaussian_cdf_table().tobytes())
+    """CRC-32 of the tables: part of what a file names as its model."""
+    return zlib.crc32(gaussian_tables().tobytes())
 
 
-class GaussianFrequencies:
-    """Integer frequencies of latents from their float64 means and log sigmas, both of shape `[N]`."""
+@dataclass(frozen=True)
+class Frequencies:
+    """Of each of N symbols the table of integer frequencies that it is coded with, and the value of the table's first entry.
 
-    def __init__(self, mean_N: Tensor, log_sigma_N: Tensor) -> None:
-        scaled = (mean_N.clamp(LOW - 1, HIGH + 1) * FRACTIONS + 0.5).floor().long().numpy()
-        level = (log_sigma_N.clamp(LOG_SIGMA_MIN, LOG_SIGMA_MAX) - LOG_SIGMA_MIN) * LOG_SIGMA_STEPS + 0.5
-        self.whole, self.fraction, self.level = (
-            scaled // FRACTIONS,
-            scaled % FRACTIONS,
-            level.floor().long().numpy(),
-        )
+    `tables`: int `[T, symbols]`, each row sums to 2^24; `table_N`: rows; `first_N`: values.
+    """
 
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    def rows(self, part: slice) -> np.ndarray:
-        """Frequencies of -128 .. 127 of some of the latents: `[N, 256]`, each row sums to 2^24."""
-        offset = np.arange(LOW, HIGH + 2)[None] - self.whole[part, None] + REACH
-        cdf = gaussian_cdf_table()[self.fraction[part, None], self.level[part, None], offset]
-        cdf[:, 0], cdf[:, -1] = 0, 2**PRECISION - SYMBOLS  # the tails belong to the outermost symbols
-        return np.diff(cdf, axis=1) + 1
+    tables: np.ndarray
+    table_N: np.ndarray
+    first_N: np.ndarray
 
 
-class ChannelFrequencies:
-    """Integer frequencies of z `[C, h, w]`, flattened, from the float64 masses `[C, 256]` of its channels."""
+def gaussian_frequencies(mean_N: Tensor, log_sigma_N: Tensor) -> Frequencies:
+    """Of latents, from their means and log sigmas."""
+    scaled = (mean_N.double().clamp(LOW - 1, HIGH + 1) * FRACTIONS + 0.5).floor().long().numpy()
+    steps = (log_sigma_N.double().clamp(LOG_SIGMA_MIN, LOG_SIGMA_MAX) - LOG_SIGMA_MIN) * LOG_SIGMA_STEPS
+    level = (steps + 0.5).floor().long().numpy()
+    table_N = ((scaled % FRACTIONS) * LEVELS + level).astype(np.int16)
+    return Frequencies(gaussian_tables(), table_N, scaled // FRACTIONS - REACH)
 
-    def __init__(self, masses_C256: Tensor, positions: int) -> None:
-        share = (masses_C256 / masses_C256.sum(1, keepdim=True)).numpy()
-        cdf = np.zeros((len(share), SYMBOLS + 1), dtype=np.int64)
-        cdf[:, 1:] = np.rint((2**PRECISION - SYMBOLS) * np.cumsum(share, 1))
-        cdf[:, -1] = 2**PRECISION - SYMBOLS
-        self.table, self.positions = np.diff(cdf, axis=1) + 1, positions
 
-    def __len__(self) -> int:
-        return len(self.table) * self.positions
-
-    def rows(self, part: slice) -> np.ndarray:
-        """Frequencies of -128 .. 127 of some of the values: `[N, 256]`, each row sums to 2^24."""
-        return self.table[np.arange(*part.indices(len(self))) // self.positions]
+def channel_frequencies(masses_C256: Tensor, positions: int) -> Frequencies:
+    """Of z `[C, h, w]`, flattened, from the float64 masses of its channels."""
+    share = (masses_C256 / masses_C256.sum(1, keepdim=True)).numpy()
+    cdf = np.zeros((len(share), SYMBOLS + 1), dtype=np.int64)
+    cdf[:, 1:] = np.rint((2**PRECISION - SYMBOLS) * np.cumsum(share, 1))
+    cdf[:, -1] = 2**PRECISION - SYMBOLS
+    table_N = np.repeat(np.arange(len(share), dtype=np.int16), positions)
+    return Frequencies(np.diff(cdf, axis=1) + 1, table_N, np.full(len(table_N), LOW))

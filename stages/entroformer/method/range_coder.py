@@ -1,47 +1,52 @@
 """Symbols to bytes and back with `constriction`'s range coder: first in, first out, as decoding needs it.
 
-The coder is given integer frequencies that sum to 2^24, which is its own precision: nothing is rounded on the way.
+Symbols that are coded together go in the order of their tables, those of one table in their own order: the coder is
+called once per table instead of building a model per symbol. It is given integer frequencies that sum to 2^24, which is
+its own precision: nothing is rounded on the way.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any
 
 import constriction
 import numpy as np
 
-from stages.entroformer.method.likelihood import PRECISION
-from stages.entroformer.method.quantise import LOW
-
-FAMILY = constriction.stream.model.Categorical(perfect=False)
-CHUNK = 16384  # symbols at once: bounds the memory of their frequencies
+from stages.entroformer.method.likelihood import PRECISION, Frequencies
+from stages.entroformer.method.quantise import HIGH, LOW
 
 
-class Frequencies(Protocol):
-    """Of each of some symbols the integer frequencies of -128 .. 127, made when they are needed."""
+class _Runs:
+    """The symbols of one call by table; the models of a set of tables are kept while it is in use."""
 
-    def __len__(self) -> int: ...
+    def __init__(self) -> None:
+        self.tables: np.ndarray | None = None
+        self.models: dict[int, Any] = {}
 
-    def rows(self, part: slice) -> np.ndarray:
-        """Frequencies of some of the symbols: `[N, 256]`, each row sums to 2^24."""
-        ...
-
-
-def _chunks(frequencies: Frequencies) -> Iterator[np.ndarray]:
-    for start in range(0, len(frequencies), CHUNK):
-        yield (frequencies.rows(slice(start, start + CHUNK)) / 2**PRECISION).astype(np.float32)
+    def of(self, frequencies: Frequencies) -> Iterator[tuple[np.ndarray, Any]]:
+        """Positions of all symbols of a table, and its model; by table."""
+        if frequencies.tables is not self.tables:
+            self.tables, self.models = frequencies.tables, {}
+        order = np.argsort(frequencies.table_N, kind="stable")
+        sorted_N = frequencies.table_N[order]
+        starts = np.flatnonzero(np.diff(sorted_N, prepend=-1))
+        for positions, table in zip(np.split(order, starts[1:]), sorted_N[starts].tolist(), strict=True):
+            if table not in self.models:
+                share = (frequencies.tables[table] / 2**PRECISION).astype(np.float32)
+                self.models[table] = constriction.stream.model.Categorical(share, perfect=False)
+            yield positions, self.models[table]
 
 
 class SymbolEncoder:
     """Collects symbols; `to_bytes` gives the file's part."""
 
     def __init__(self) -> None:
-        self.coder = constriction.stream.queue.RangeEncoder()
+        self.coder, self.runs = constriction.stream.queue.RangeEncoder(), _Runs()
 
-    def encode(self, values: np.ndarray, frequencies: Frequencies) -> None:
+    def encode(self, values_N: np.ndarray, frequencies: Frequencies) -> None:
         """Add integers of -128 .. 127, each with its own frequencies."""
-        symbols = (values - LOW).astype(np.int32)
-        for start, rows in zip(range(0, len(symbols), CHUNK), _chunks(frequencies), strict=True):
-            self.coder.encode(symbols[start : start + CHUNK], FAMILY, rows)
+        symbols_N = (values_N - frequencies.first_N).astype(np.int32)
+        for positions, model in self.runs.of(frequencies):
+            self.coder.encode(symbols_N[positions], model)
 
     def to_bytes(self) -> bytes:
         """All of it, in little-endian words of 32 bits; trailing zero bytes of the last word are left out."""
@@ -49,15 +54,22 @@ class SymbolEncoder:
 
 
 class SymbolDecoder:
-    """Gives symbols back in the order in which they were added."""
+    """Gives symbols back when it is asked in the order in which they were added."""
 
     def __init__(self, content: bytes) -> None:
         padded = content + b"\0" * (-len(content) % 4)
-        self.coder = constriction.stream.queue.RangeDecoder(
-            np.frombuffer(padded, dtype="<u4").astype(np.uint32)
-        )
+        words = np.frombuffer(padded, dtype="<u4").astype(np.uint32)
+        self.coder, self.runs = constriction.stream.queue.RangeDecoder(words), _Runs()
 
     def decode(self, frequencies: Frequencies) -> np.ndarray:
-        """The next integers, one for each row of frequencies."""
-        parts = [self.coder.decode(FAMILY, rows) for rows in _chunks(frequencies)]
-        return np.concatenate(parts).astype(np.int64) + LOW
+        """The next integers, one for each of the frequencies.
+
+        Raises:
+            ValueError: a value outside -128 .. 127 comes out, which no encoder has put in.
+        """
+        values_N = frequencies.first_N.copy()
+        for positions, model in self.runs.of(frequencies):
+            values_N[positions] += self.coder.decode(model, len(positions))
+        if values_N.min(initial=0) < LOW or values_N.max(initial=0) > HIGH:
+            raise ValueError(f"latents outside {LOW} .. {HIGH}")
+        return values_N

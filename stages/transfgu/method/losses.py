@@ -60,12 +60,14 @@ def bootstrap_loss(
 
     Without a permutation it is cross-entropy alone. Ignored patches give 0.
     """
-    loss = F.cross_entropy(logits_BChw, labels_Bhw, reduction="none", ignore_index=IGNORE)
-    if permutation_C is None:
-        return loss
-    place_C = permutation_C.argsort().to(labels_Bhw.device)
-    negative = torch.where(labels_Bhw == IGNORE, IGNORE, place_C[labels_Bhw.clamp(min=0)])
-    return loss - alpha * F.cross_entropy(logits_BChw, negative, reduction="none", ignore_index=IGNORE)
+    known_B1hw = (labels_Bhw != IGNORE)[:, None]
+    label_B1hw = labels_Bhw[:, None].clamp(min=0)
+    log_p_BChw = logits_BChw.log_softmax(1)  # one softmax for both terms
+    loss_B1hw = -log_p_BChw.gather(1, label_B1hw)
+    if permutation_C is not None:
+        place_C = permutation_C.argsort().to(labels_Bhw.device)
+        loss_B1hw = loss_B1hw + alpha * log_p_BChw.gather(1, place_C[label_B1hw])
+    return torch.where(known_B1hw, loss_B1hw, 0.0)[:, 0]
 
 
 def uncertainty_loss(logits_BChw: Tensor, maps_BKhw: Tensor, background: bool) -> Tensor:

@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 FOREGROUND_SHARE, BACKGROUND_SHARE = 0.5, 0.8
@@ -48,25 +49,40 @@ def pixel_boxes(boxes_W4: Tensor, patch: int) -> Tensor:
     return torch.cat([boxes_W4[:, :2] * patch, boxes_W4[:, 2:] * patch + patch - 1], 1)
 
 
+def foreground_shares(boxes_W4: Tensor, foreground_Bhw: Tensor, patch: int) -> Tensor:
+    """Foreground's share of the pixels that each window crops, `[B, W]`, for the cell masks of many images at once.
+
+    A crop loses its last pixel row and column. So its pixels are patch^2 of all its cells, less patch of the last row
+    and of the last column, plus one of the last cell: four sums of cells, each four look-ups in an integral image.
+    """
+    integral_Bhw = F.pad(foreground_Bhw.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    flat_BP, line = integral_Bhw.flatten(1), integral_Bhw.shape[2]
+    x0, y0, x1, y1 = boxes_W4.to(flat_BP.device).T
+    x2, y2 = x1 + 1, y1 + 1
+    tops, lefts = torch.stack([y0, y1, y0, y1]), torch.stack([x0, x0, x1, x1])
+    corners_44W = torch.stack(
+        [y2 * line + x2 + 0 * tops, tops * line + x2, y2 * line + lefts, tops * line + lefts]
+    )
+    low_right, up_right, low_left, up_left = flat_BP[:, corners_44W].unbind(1)
+    cells, row, column, cell = (low_right - up_right - low_left + up_left).unbind(1)
+    pixels_BW = patch**2 * cells - patch * (row + column) + cell
+    area_W = (patch * (x2 - x0) - 1) * (patch * (y2 - y0) - 1)
+    return pixels_BW / area_W.clamp(min=1)
+
+
 def select_windows(
     boxes_W4: Tensor,
-    foreground_hw: Tensor,
+    foreground_Bhw: Tensor,
     patch: int,
     th_fg: float = FOREGROUND_SHARE,
     th_bg: float = BACKGROUND_SHARE,
 ) -> tuple[Tensor, Tensor]:
-    """Ids of the windows that are mostly foreground, and of those that are mostly background.
+    """Which windows of each image are mostly foreground, and which mostly background; both `[B, W]`, bool.
 
-    `foreground_hw` is a mask of cells. Shares are of the pixels that are cropped, through an integral image.
+    `foreground_Bhw` are masks of cells.
     """
-    h, w = foreground_hw.shape
-    pixels_HW = foreground_hw.double().repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-    integral = torch.zeros(h * patch + 1, w * patch + 1, dtype=torch.float64)
-    integral[1:, 1:] = pixels_HW.cpu().cumsum(0).cumsum(1)
-    x0, y0, x1, y1 = pixel_boxes(boxes_W4, patch).T
-    area_W = ((x1 - x0) * (y1 - y0)).clamp(min=1)
-    share_W = (integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]) / area_W
-    return (share_W > th_fg).nonzero()[:, 0], (1 - share_W > th_bg).nonzero()[:, 0]
+    share_BW = foreground_shares(boxes_W4, foreground_Bhw, patch)
+    return share_BW > th_fg, 1 - share_BW > th_bg
 
 
 def crop_windows(image_CHW: Tensor, boxes_W4: Tensor, patch: int, out_size: tuple[int, int]) -> Tensor:

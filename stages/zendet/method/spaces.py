@@ -4,6 +4,7 @@
 the network. Draws come from `choose(options)`, for example `random.Random(seed).choice`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, ClassVar, Literal
@@ -23,7 +24,7 @@ def round8(value: float) -> int:
     return max(8, round(value / 8) * 8)
 
 
-class Space:
+class Space(ABC):
     """What both spaces share: kernel and depth moves, and putting a changed block back into its structure."""
 
     kind: ClassVar[Kind]
@@ -34,17 +35,17 @@ class Space:
         """`layers` is the layer budget, which also caps depths; `size` the image, which caps kernels."""
         self.layers, self.side, self.monotone = layers, min(sides(size)), rules == "2023"
 
+    @abstractmethod
     def mutable(self, structure: Structure, block: int) -> bool:
         """Whether a block can change at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def changed(self, structure: Structure, block: int, choose: Choose, fine: bool) -> BlockSpec:
         """The block after one move; the structure is as it was."""
-        raise NotImplementedError
 
+    @abstractmethod
     def depth_cap(self, structure: Structure, block: int) -> int:
         """The most bottlenecks that a super-block may have."""
-        raise NotImplementedError
 
     def apply(self, structure: Structure, block: int, choose: Choose, fine: bool = False) -> Structure:
         """Change one block (where it can change), chain channels again, shrink kernels that exceed their map."""

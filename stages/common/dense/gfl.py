@@ -1,6 +1,6 @@
-"""GFLV2's head and losses: boxes as distributions, and their sharpness as quality (card, section 7).
+"""GFLV2's head and losses: boxes as distributions, and their sharpness as quality.
 
-Li et al., Generalized Focal Loss (NeurIPS 2020) and V2 (CVPR 2021). Shapes: B images, K classes, N positions,
+Li et al., Generalized Focal Loss (NeurIPS 2020) and V2 (CVPR 2021). Legend: B images, K classes, N positions,
 R = reg_max + 1 bins.
 """
 
