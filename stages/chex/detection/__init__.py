@@ -8,7 +8,7 @@ report (tables T2 and T3, claims). Detectors: `networks.py`, `ssd.py`.
 
 | scale | data | expect | cost | command |
 |---|---|---|---|---|
-| quick | generated scenes, 64 px | see conf/chex-detection/quick.yaml | minutes on 2 cores | `dvc repro chex-detection` |
+| quick | generated scenes, 64 px | CHEX between narrow and magnitude | 4 min of a core | `dvc repro chex-detection` |
 | real | a subset of COCO | not run yet | not measured | `-S chex-detection=real` |
 | paper | COCO | SSD 25.9 AP at -50 % (published) | 8 GPUs for days | `-S chex-detection=paper` |
 """

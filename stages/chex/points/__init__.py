@@ -9,7 +9,7 @@ Stages: prepare -> pretrain (dense networks) -> prune (methods x seeds, all FLOP
 
 | scale | data | expect | cost | command |
 |---|---|---|---|---|
-| quick | generated solids, 64 points | see conf/chex-points/quick.yaml | minutes on 2 cores | `dvc repro chex-points` |
+| quick | generated solids, 64 points | CHEX level with narrow | 3.5 min of a core | `dvc repro chex-points` |
 | real | ModelNet10 meshes, 1,024 points | not run yet | not measured | `-S chex-points=real` |
 | paper | ModelNet40, 1,024 points | not published | not measured | `-S chex-points=paper` |
 """
