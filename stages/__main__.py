@@ -21,7 +21,7 @@ def stage_module(name: str) -> ModuleType:
     here = Path(__file__).parent
     stages = [
         ".".join(file.relative_to(here).with_suffix("").parts)
-        for file in sorted(here.glob("*/**/*.py"))
+        for file in sorted(here.glob("*/**/*.py"), key=lambda file: (len(file.parts), file))
         if "common" not in file.parts and "\ndef main(" in file.read_text()
     ]
     if name not in stages:
