@@ -14,10 +14,13 @@ from flows.project import Log, Project
 from flows.slots import Pool, Reservation
 from flows.stage import GOOD, End, Outcome, Runner, StageRun
 
-LOOK_SECONDS = 1.0  # between two looks for a GPU that another flow has given back
+LOOK_SECONDS = (
+    1.0  # between two looks for a GPU that another flow has given back, or whether a pause has ended
+)
 READY_SECONDS = 0.1  # between two looks whether Prefect is there
 THREADS = 256  # no limit: the engine starts a stage only when there is room for it
 WHY = {End.FAILED: "failed", End.CANCELLED: "was cancelled"}
+PAUSED = "the flow run to be resumed"
 
 Start = Callable[[Step, Reservation], "Future[Outcome]"]
 Skip = Callable[[Step, str], None]
@@ -28,6 +31,7 @@ class Engine:
 
     def __init__(self, plan: Plan, pool: Pool, jobs: int, log: Log) -> None:
         self.plan, self.pool, self.jobs, self.log = plan, pool, jobs, log
+        self.paused: Callable[[], bool] = lambda: False  # whether no further stage may start now
         self.outcomes = {step.name: Outcome(End.UNCHANGED) for step in plan.steps.values() if not step.runs}
         self._waiting = {step.name: step for step in plan.to_run}
         self._running: dict[str, tuple[Future[Outcome], Reservation]] = {}
@@ -45,7 +49,7 @@ class Engine:
             waits_for = self._start_what_can(start, skipped)
             if not self._running and not waits_for:
                 continue
-            looks = [READY_SECONDS] * bool(until) + [LOOK_SECONDS] * waits_for.startswith("a GPU")
+            looks = [READY_SECONDS] * bool(until) + [LOOK_SECONDS] * waits_for.startswith(("a GPU", PAUSED))
             with contextlib.suppress(queue.Empty):
                 self._end(self._ended.get(timeout=min(looks, default=None)))
 
@@ -62,19 +66,26 @@ class Engine:
                 continue
             if len(self._running) >= self.jobs or len(known) < len(step.upstream):
                 continue
+            if self.paused():
+                self._tell(step, PAUSED)
+                return PAUSED
             # a worker reserves for what it runs
             reserved = Reservation(0, 0) if step.away else self.pool.reserve(step.needs)
             if isinstance(reserved, str):
                 waits_for = reserved
-                if reserved.startswith("a GPU") and self._told.get(step.name) != reserved:
-                    self.log(f"{step.name} waits for {reserved}")
-                    self._told[step.name] = reserved
+                if reserved.startswith("a GPU"):
+                    self._tell(step, reserved)
                 continue
             del self._waiting[step.name]
             under_way = start(step, reserved)
             self._running[step.name] = under_way, reserved
             under_way.add_done_callback(lambda _, name=step.name: self._ended.put(name))  # type: ignore[misc]
         return waits_for
+
+    def _tell(self, step: Step, waits_for: str) -> None:
+        if self._told.get(step.name) != waits_for:
+            self.log(f"{step.name} waits for {waits_for}")
+            self._told[step.name] = waits_for
 
     def _end(self, name: str) -> None:
         under_way, reserved = self._running.pop(name)

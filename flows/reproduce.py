@@ -1,9 +1,13 @@
 """Reproduce papers as a Prefect flow: a task run per stage that runs, with its log, retries and duration."""
 
+from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled as CancelledState
@@ -12,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish
 from flows.engine import THREADS, Session
-from flows.errors import Killed
+from flows.errors import Cancelled, Killed
 from flows.plan import Step
 from flows.stage import GOOD, End, Outcome, StageRun
 
@@ -31,6 +35,25 @@ def flow_run_id() -> str:
     assert context is not None
     assert context.flow_run is not None
     return str(context.flow_run.id)
+
+
+def pause_of(run: str, client: SyncPrefectClient) -> Callable[[], bool]:
+    """Tells whether the flow run is paused now; Prefect's own pause holds back no task of a flow that runs.
+
+    Raises:
+        Cancelled: Prefect has ended the run: the pause was longer than it might be.
+    """
+
+    def paused() -> bool:
+        try:
+            state = client.read_flow_run(UUID(run)).state
+        except httpx.HTTPError:  # no server just now: it comes back, and cannot have paused the run meanwhile
+            return False
+        if state and state.is_final():
+            raise Cancelled(f"the flow run is {state.name} already: {state.message}")
+        return bool(state and state.is_paused())
+
+    return paused
 
 
 def carry_out(session: Session) -> State[Any]:
@@ -84,7 +107,9 @@ def carry_out(session: Session) -> State[Any]:
     for step in plan.to_run:
         logger.info("to run: %s (%s)", step.name, step.reason or "after its upstream")
     try:
-        session.go_on(start, skipped)
+        with get_client(sync_client=True) as client:
+            session.engine.paused = pause_of(flow_run_id(), client)
+            session.go_on(start, skipped)
     except BaseException:
         project.cancelled.set()
         raise

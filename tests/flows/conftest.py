@@ -21,7 +21,7 @@ from tests.flows.project import environment, run, wait_for
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)  # Debian's package
 
 LOG = ".encore-serve.log"
-HOLD = "if test -e hold; then touch held; sleep 600; fi"
+HOLD = "while test -e hold; do touch held; sleep 0.2; done"
 
 
 @dataclass

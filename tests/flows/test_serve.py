@@ -158,7 +158,31 @@ def compare_in_mlflow(served: Served) -> str:
     return f"{served.mlflow}/#/compare-runs?runs={json.dumps(runs)}&experiments={json.dumps([experiment])}"
 
 
+def test_pause_holds_back_what_has_not_begun(served: Served) -> None:
+    """As the UI's buttons do it: a stage that runs goes on, the next one starts when the run is resumed."""
+    (served.folder / "held").unlink(missing_ok=True)
+    (served.folder / "hold").touch()
+    (served.folder / "source.txt").write_text("for a pause\n")
+    flow = served.start("alpha")
+    wait_for((served.folder / "held").exists, "the stage")
+    served.api("POST", f"/flow_runs/{flow}/set_state", state={"type": "PAUSED", "name": "Paused"})
+    (served.folder / "hold").unlink()
+    chosen = {"logs": {"flow_run_id": {"any_": [flow]}}}
+    told = "alpha waits for the flow run to be resumed"
+    wait_for(
+        lambda: any(told in log["message"] for log in served.api("POST", "/logs/filter", **chosen)),
+        "what the flow says",
+    )
+    assert served.state(flow) == "PAUSED"
+    runs = served.api("POST", "/task_runs/filter", flow_runs={"id": {"any_": [flow]}})
+    assert sorted(run["name"] for run in runs) == ["alpha-prepare", "alpha-train"]
+    served.api("POST", f"/flow_runs/{flow}/resume")
+    wait_for(lambda: served.state(flow) in FINAL, "the end of the run")
+    assert served.state(flow) == "COMPLETED"
+
+
 def test_cancel_ends_the_stage(served: Served) -> None:
+    (served.folder / "held").unlink(missing_ok=True)
     (served.folder / "hold").touch()
     (served.folder / "source.txt").write_text("changed\n")
     flow = served.start("alpha")
@@ -180,6 +204,6 @@ def sleeping(folder: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.name() == "sleep" and process.cwd() == str(folder):
+            if "test -e hold" in " ".join(process.cmdline()) and process.cwd() == str(folder):
                 found.append(process.pid)
     return found
