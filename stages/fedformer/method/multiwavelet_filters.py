@@ -56,6 +56,19 @@ def _substitute(polynomial: np.ndarray, slope: float) -> np.ndarray:
     return np.round(Polynomial(polynomial)(Polynomial([-1.0, slope])).coef)
 
 
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Coefficients of a product, each summed in rising powers of the longer polynomial, one term at a time.
+
+    `np.convolve` sums in an order, and with fused operations, that depend on the processor: at k = 8 that decides psi.
+    """
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    product = [0.0] * (len(a) + len(b) - 1)
+    for i, x in enumerate(longer.tolist()):
+        for j, y in enumerate(shorter.tolist()):
+            product[i + j] += x * y
+    return np.array(product)
+
+
 def _details(
     phi: list[np.ndarray],
     doubled: list[np.ndarray],
@@ -99,7 +112,7 @@ def _legendre(k: int) -> Filters:
     doubled = [np.sqrt(2) * scale * _substitute(p, 4.0) for scale, p in zip(scales, basis, strict=True)]
 
     def integral(a: np.ndarray, b: np.ndarray, left: bool = True) -> float:
-        product = _clean(np.convolve(a, b))
+        product = _clean(_product(a, b))
         power = np.arange(len(product)) + 1
         return float((product / power * (0.5**power if left else 1 - 0.5**power)).sum())
 
