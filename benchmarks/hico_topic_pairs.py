@@ -51,8 +51,8 @@ def main() -> None:
         predictor = TopicPredictor()
         t_Nd = torch.nn.functional.normalize(torch.randn(count, 128), dim=1).requires_grad_()
         forms: dict[str, Callable[[], Tensor]] = {
-            "two matmuls": lambda p=predictor, t=t_Nd: p(t),  # type: ignore[misc]
-            "all pairs": lambda p=predictor, t=t_Nd: pairwise(p, t),  # type: ignore[misc]
+            "two matmuls": lambda p=predictor, t=t_Nd: p(t),
+            "all pairs": lambda p=predictor, t=t_Nd: pairwise(p, t),
         }
         logits = forms["two matmuls"]()
         gap = (torch.stack([logits, logits.T], -1) - forms["all pairs"]()).abs().max().item()

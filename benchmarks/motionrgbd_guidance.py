@@ -93,11 +93,11 @@ def main() -> None:
         x_BTCHW = (pixels.float() - 127.5) / 128
         found = seconds(
             {
-                "maps": lambda x=x_BTCHW: rank_pool_guidance(x, options.window),  # type: ignore[misc]
-                "per-frame maps": lambda x=x_BTCHW: per_frame(x[0], options.window),  # type: ignore[misc]
-                "sums": lambda x=x_BTCHW: rank_pool(x, options.window),  # type: ignore[misc]
-                "per-frame sums": lambda x=x_BTCHW: per_frame_sums(x[0], options.window),  # type: ignore[misc]
-                "prefix sums": lambda x=x_BTCHW: prefix_sums(x[0], options.window),  # type: ignore[misc]
+                "maps": lambda x=x_BTCHW: rank_pool_guidance(x, options.window),
+                "per-frame maps": lambda x=x_BTCHW: per_frame(x[0], options.window),
+                "sums": lambda x=x_BTCHW: rank_pool(x, options.window),
+                "per-frame sums": lambda x=x_BTCHW: per_frame_sums(x[0], options.window),
+                "prefix sums": lambda x=x_BTCHW: prefix_sums(x[0], options.window),
             },
             options.runs,
         )
