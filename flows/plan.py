@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.errors import UsageError
 
 if TYPE_CHECKING:
-    from dvc.dependency import Dependency
+    from dvc.output import Output
     from dvc.repo import Repo
     from dvc.stage import Stage
 
@@ -173,29 +173,34 @@ def out_of_date(stage: "Stage", hashes: dict[str, Any]) -> str:
                     return "it has never run"
                 return f"{dep} is {status}"
     for out in stage.outs:
-        if status := out.status():
-            return f"{out} is {next(iter(status.values()))}"
+        if status := _status_of(out, hashes):
+            return f"{out} is {status}"
     return ""
 
 
-def _status_of(dep: "Dependency", hashes: dict[str, Any]) -> str:
+def _status_of(item: "Output", hashes: dict[str, Any]) -> str:
     from dvc.dependency import Dependency
+    from dvc.output import Output
 
-    if type(dep) is not Dependency or dep.fs.version_aware:  # parameters, other repositories, clouds
-        status = dep.status()
+    # parameters, other repositories, clouds
+    if type(item) not in (Dependency, Output) or item.fs.version_aware:
+        status = item.status()
         if not status:
             return ""
         change = next(iter(status.values()))
         if isinstance(change, dict):
             return "changed in " + ", ".join(change)
         return str(change)
-    if dep.fs_path not in hashes:
-        hashes[dep.fs_path] = dep.get_hash() if dep.exists else None
-    current = hashes[dep.fs_path]
+    if type(item) is Output and item.hash_info and item.use_cache and item.changed_cache():
+        return "not in cache"
+    place = f"{item.hash_name}:{item.fs_path}"  # lock entries of older DVCs have another kind of hash
+    if place not in hashes:
+        hashes[place] = item.get_hash() if item.exists else None
+    current = hashes[place]
     if current is None:
         return "deleted"
-    if current != dep.hash_info:
-        return "modified" if dep.hash_info else "new"
+    if current != item.hash_info:
+        return "modified" if item.hash_info else "new"
     return ""
 
 

@@ -11,6 +11,7 @@ of it happens in one thread of its own.
 import contextlib
 import copy
 import fcntl
+import gc
 import hashlib
 import os
 import shutil
@@ -26,6 +27,7 @@ from typing import Any, TextIO, TypeVar
 import psutil
 
 from flows.errors import Cancelled, FlowError
+from flows.parameters import read_parameters_once
 from flows.plan import Plan, Step, first_line, make_plan
 
 Log = Callable[[str], None]
@@ -66,6 +68,7 @@ class Project:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
+        read_parameters_once()
         try:
             return Repo(str(self.root))
         except DvcException as error:
@@ -111,7 +114,7 @@ class Project:
     def _plan(self, targets: Iterable[str], force: bool, single: bool) -> Plan:
         from dvc.exceptions import DvcException
 
-        with self._locked():
+        with self._locked(), no_collection():
             try:
                 plan = make_plan(self.repo, targets, force, single)
             except DvcException as error:
@@ -369,6 +372,17 @@ class Project:
         """Let go of DVC's databases."""
         self._do(self.repo.close)
         self._thread.shutdown()
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Without garbage collection: among the many objects of a graph, which stay, it finds nothing and takes seconds."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # nor does a later one look at them
+        gc.enable()
 
 
 def lock_file(stage: Any) -> Path | None:

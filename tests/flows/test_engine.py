@@ -108,6 +108,32 @@ def test_plan_says_why(tmp_path: Path) -> None:
     project.close()
 
 
+def test_parameters_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    """Nested keys, places in lists, patterns, values that share, whole files; read again when the file has changed."""
+    stages: dict[str, Any] = {
+        "a": copy("a", ["source.txt"], "a.txt", params=["net", "net.width", "net.dep*", "seeds.1", "same"]),
+        "b": copy("b", ["a.txt"], "b.txt", params=["other", {"more.yaml": None}, {"even.yaml": ["x.y"]}]),
+    }
+    files = {
+        "params.yaml": "net: {width: 8, depth: [1, 2]}\nseeds: [3, 4]\nsame: &it {deep: 1}\nother: *it\n",
+        "more.yaml": "x: {y: 0.5}\n",
+        "even.yaml": "x: {y: true}\n",
+    }
+    ours, theirs = (make_project(tmp_path / name, stages, files) for name in ("ours", "theirs"))
+    os.chdir(ours)
+    with contextlib.closing(Project()) as project:
+        assert project.plan(["b"]).steps["a"].reason
+        for old, new, changed in (("", "", ""), ("4]", "5]", "seeds.1"), ("deep: 1", "deep: 2", "same")):
+            for folder in (ours, theirs):
+                file = folder / "params.yaml"
+                file.write_text(file.read_text().replace(old, new))
+            if changed:
+                assert project.plan(["a"]).steps["a"].reason == f"params.yaml is changed in {changed}"
+            reproduce(ours, "b")
+            run(["dvc", "repro", "-q", "b"], theirs)
+            assert state_of(ours) == state_of(theirs)
+
+
 def test_stages_run_side_by_side_up_to_jobs(tmp_path: Path) -> None:
     # each waits until the other has started: one after the other they would wait forever
     def meet(me: str, other: str) -> str:
