@@ -81,6 +81,11 @@ def main() -> None:
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(f"{cores} cores, load {load:.1f} before the start")
     print(f"plan of {options.stages} stages: {plan_seconds(options.stages):.1f} s", flush=True)
+    plan = run([sys.executable, "-m", "flows", "reproduce", "--dry"], ROOT)
+    print(
+        f"plan of all papers, in this clone as it is: {plan:.1f} s (when up to date: all of a flow)",
+        flush=True,
+    )
     dvc, flow, nothing = measure(cells(1, 0), 1)
     print(
         f"one empty stage: dvc repro {dvc:.1f} s, flow {flow:.1f} s; nothing to do: {nothing:.1f} s",
