@@ -8,7 +8,7 @@ and fewer do.
 Stages: prepare -> pretrain (dense networks) -> prune (methods x seeds, all FLOPs targets) -> evaluate ->
 report (tables, claims). Method: `method/` (start with explorer.py). Your own network: `explore.py`.
 Authors' weights: `official.py`. Other tasks, as pipelines of their own: detectors (`detection/`, `dvc repro
-chex-detection`) and point clouds (`points/`, `dvc repro chex-points`), which share `rows.py` and `sub_training.py`.
+chex-detection`) and point clouds (`points/`, `dvc repro chex-points`). What the three share starts in `study.py`.
 
 | scale | data | networks | expect | cost | command |
 |---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""Rows of the detection, segmentation and point-cloud tables: when each method trains and how it chooses channels."""
+"""Rows of the tables: when each method trains and how it chooses channels."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Row:
     """A row of a table.
 
     `choose`: "before training" a narrow network is trained from scratch; "after training" a network trained for half
-    of the steps is pruned once and fine-tuned for the other half; "while training" starts dense from scratch and
-    prunes at every update.
+    of the steps is pruned once and fine-tuned for the other half; "once" and "while training" start dense from scratch and
+    prune at the first update, or at every update.
     """
 
-    choose: Literal["before training", "after training", "while training"]
+    choose: Literal["before training", "after training", "once", "while training"]
     criterion: Criterion = "css"
     allocation: Literal["global", "uniform"] = "global"
     regrow: Literal["residual", "random", "none"] = "residual"
@@ -40,18 +40,17 @@ class Schedule:
     final_update: int | None = None  # before this one it prunes to the target and regrows nothing
 
 
-DENSE = Row("before training", "l1", "uniform")
-
-
 def schedule_of(row: Row, steps: int, prune: Prune) -> Schedule:
     """When a row trains and chooses channels, out of `steps` in all."""
+    period = round(steps * prune.period)
     match row.choose:
         case "before training":
             return Schedule(steps)
         case "after training":
             return Schedule(steps - steps // 2, finetune=True, final_update=0)
+        case "once":
+            return Schedule(steps, final_update=period)
         case "while training":
-            period = round(steps * prune.period)
             updates = range(period, int(steps * prune.explore) + 1, period)
             return Schedule(steps, updates=updates, final_update=updates[-1] + period)
 

@@ -1,161 +1,120 @@
-"""The one training loop of this paper: every row of its tables, dense or pruned, is trained by `fit`.
+"""CHEX on images: rows of table T1, their networks, and how these are trained and tested."""
 
-Between updates only the physically slim copy of the network is trained (`CompactModel`); at an update its values go back
-into the full network, the explorer chooses new channels there, and a new slim copy is taken.
-"""
-
-import contextlib
-import time
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.chex.data import ArrayData, FolderData, accuracy
-from stages.chex.method.channel_groups import ChannelGroup
-from stages.chex.method.compact import CompactModel
-from stages.chex.method.explorer import ChannelExplorer
+from stages.chex.criteria import selection_residuals
+from stages.chex.data import CLASSES, SHAPES, ArrayData, FolderData, accuracy, open_data
+from stages.chex.loop import Loss, Task
+from stages.chex.method.channel_groups import find_channel_groups
 from stages.chex.method.learning_rate import warmup_cosine
 from stages.chex.method.losses import mixup
-from stages.chex.params import Recipe
-from stages.common.stage.checkpoint import Checkpoint
-from stages.common.stage.device import is_main, parallel
-from stages.common.stage.progress import tick
-from stages.common.stage.tracking import RunLog
+from stages.chex.method.resnet import build
+from stages.chex.params import ChexParams, DataName, MethodName, Recipe
+from stages.chex.rows import Row, Schedule
+from stages.chex.study import Job, Numbers, PartSettings, Study
+from stages.common.stage.params import load_params
 
-LOG_STEPS = 20  # training loss is logged this often
-EVALUATIONS = 5  # test accuracy over training is logged at this many places, the end (chex-evaluate) included
-EVALUATION_BATCHES = 4  # ... on so many test batches
-CHECKPOINT_SECONDS = 60.0
+BN_SCALE = 0.5  # the authors start every norm scale at a half (card, "Classification recipe")
+OUTPUTS = 100  # test images whose logits are compared
+MONITOR_BATCHES = 1  # of the test set, in training
+METHODS: dict[MethodName, Row] = {
+    "uniform": Row("before training", "l1", "uniform"),
+    "random": Row("after training", "random", "uniform"),
+    "l1": Row("after training", "l1", "uniform"),
+    "bn": Row("after training", "bn"),
+    "chex": Row("while training"),
+    "chex-prune-once": Row("once"),
+    "chex-no-regrow": Row("while training", regrow="none"),
+    "chex-random-regrow": Row("while training", regrow="random"),
+    "chex-no-realloc": Row("while training", allocation="uniform"),
+}
 
 
-@dataclass
-class Schedule:
-    """When to train and when to explore, in optimizer steps."""
+class ImageStudy(Study[DataName]):
+    """Classification; its parts are data sets."""
 
-    steps: int
-    lr: float
-    updates: Collection[int] = ()  # before these steps the explorer chooses channels anew
-    final_update: int | None = None  # before this one it prunes to the target and regrows nothing
+    name, rows = "chex", METHODS
+
+    def __init__(self) -> None:
+        params = self.params = load_params(ChexParams, self.name)
+        parts = {
+            data: PartSettings(
+                recipe.steps, params.prune, recipe.model_dump() | params.prune.model_dump(), "T1", data
+            )
+            for data, recipe in params.data.items()
+        }
+        super().__init__(params, params.scale, params.seeds, params.methods, parts)
+
+    def network(self, part: DataName, seed: int) -> nn.Module:
+        """The untrained network of a seed."""
+        torch.manual_seed(seed)
+        return build(
+            self.params.data[part].net, CLASSES[part], in_channels=SHAPES[part][0], norm_scale=BN_SCALE
+        )
+
+    def example(self, part: DataName, batch: int = 1) -> Tensor:
+        """An input, zeros."""
+        return torch.zeros(batch, *SHAPES[part])
+
+    def data(self, part: DataName, device: torch.device) -> ArrayData | FolderData:
+        """The prepared data set."""
+        return open_data(self.prepared, part, self.params.data[part], device)
+
+    def task(self, part: DataName, schedule: Schedule, seed: int, device: torch.device) -> Task:
+        """Training on the prepared data."""
+        return task_of(self.data(part, device), schedule, seed)
+
+    def outputs(self, part: DataName, network: nn.Module, device: torch.device) -> list[Tensor]:
+        """Logits of the first test inputs."""
+        x_BCHW, _ = next(iter(self.data(part, device).test()))
+        return [network(x_BCHW[:OUTPUTS])]
+
+    def quality(self, job: Job[DataName], network: nn.Module, device: torch.device) -> Numbers:
+        """Top-1 accuracy; of dense networks also the residuals of the selection criteria."""
+        numbers: Numbers = {"top1": (accuracy(network, self.data(job.part, device)), "%")}
+        if job.target is None:
+            groups, _ = find_channel_groups(network, self.example(job.part).to(device))
+            for metric, value in selection_residuals(network, [group.name for group in groups], job.seed):
+                numbers[metric] = (value, "relative residual")
+        return numbers
+
+    def table(self, part: DataName, metric: str) -> str:
+        """T1, or T6 for the selection criteria."""
+        return "T6" if " at " in metric else "T1"
 
 
-def sgd(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+def task_of(data: ArrayData | FolderData, schedule: Schedule, seed: int) -> Task:
+    """Training on a data set: SGD, warm-up and cosine, mixup and label smoothing."""
+    recipe = data.recipe
+    peak = recipe.finetune_lr if schedule.finetune else recipe.lr
+
+    def losses(start: int) -> Iterator[Loss]:
+        for step, (x_BCHW, y_B) in enumerate(data.train(seed, start), start):
+            if recipe.mixup:
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+                x_BCHW, y_B = mixup(x_BCHW, y_B, data.classes, recipe.mixup, generator)
+
+            def loss(network: nn.Module, x_BCHW: Tensor = x_BCHW, y_B: Tensor = y_B) -> Tensor:
+                return F.cross_entropy(network(x_BCHW), y_B, label_smoothing=recipe.smoothing)
+
+            yield loss
+
+    return Task(
+        optimizer=lambda network: sgd(network, recipe, peak),
+        lr=lambda step: warmup_cosine(step, 1.0, recipe.warmup, schedule.steps),
+        losses=losses,
+        bfloat16=recipe.precision == "bfloat16",
+        monitor=lambda network: {"top1 in training": accuracy(network, data, MONITOR_BATCHES)},
+    )
+
+
+def sgd(module: nn.Module, recipe: Recipe, lr: float) -> torch.optim.SGD:
     """SGD with momentum; no weight decay on parameters with "bn" in their name, as released (card, recipe)."""
     decayed = [p for name, p in module.named_parameters() if "bn" not in name]
     free = [p for name, p in module.named_parameters() if "bn" in name]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, foreach=True)
-
-
-def momentum_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Momentum buffers by parameter name."""
-    states = ((name, optimizer.state.get(p, {})) for name, p in module.named_parameters())
-    return {name: state["momentum_buffer"] for name, state in states if "momentum_buffer" in state}
-
-
-def set_momentum(optimizer: torch.optim.Optimizer, module: nn.Module, momentum: dict[str, Tensor]) -> None:
-    """Give the optimizer these momentum buffers."""
-    for name, parameter in module.named_parameters():
-        if name in momentum:
-            optimizer.state[parameter]["momentum_buffer"] = momentum[name]
-
-
-def fit(
-    model: nn.Module,
-    groups: list[ChannelGroup],
-    explorer: ChannelExplorer,
-    data: ArrayData | FolderData,
-    recipe: Recipe,
-    schedule: Schedule,
-    seed: int,
-    log: RunLog,
-    checkpoint: Checkpoint,
-) -> list[dict[str, Any]]:
-    """Train `model` in place within the masks that `explorer` chooses on the way; resumes from `checkpoint`.
-
-    Returns the history: for the start and every later choice of channels, its step and the active channels per group.
-    """
-    device = data.device
-    history: list[dict[str, Any]] = [_widths(0, explorer)]
-    start, momentum = 0, {}
-    if saved := checkpoint.load():
-        start, momentum, history = saved["step"], saved["momentum"], saved["history"]
-        model.load_state_dict(saved["model"])
-        explorer.load_state_dict(saved["explorer"])
-    compact, network, optimizer = _take(model, groups, explorer, momentum, recipe, device)
-    autocast = (
-        torch.autocast(device.type, torch.bfloat16)
-        if recipe.precision == "bfloat16"
-        else contextlib.nullcontext()
-    )
-    evaluated = {schedule.steps * part // EVALUATIONS for part in range(1, EVALUATIONS)}
-    saved_at = time.monotonic()
-    tick(start)
-    batches = data.train(seed, start)
-    for step in range(start, schedule.steps):
-        tick()
-        if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-            momentum = _put_back(compact, optimizer)
-            if is_main():
-                checkpoint.save(
-                    {
-                        "step": step, "momentum": momentum, "history": history, "model": model.state_dict(),
-                        "explorer": explorer.state_dict(),
-                    }
-                )  # fmt: skip
-            saved_at = time.monotonic()
-        if step in schedule.updates or step == schedule.final_update:
-            momentum = _put_back(compact, optimizer)
-            update = explorer.step(step) if step in schedule.updates else explorer.finish()
-            if update is not None:
-                history.append(_widths(step, explorer))
-                log.metrics({"active channels": sum(history[-1]["active"].values())}, step)
-            compact, network, optimizer = _take(model, groups, explorer, momentum, recipe, device)
-        for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(step, schedule.lr, recipe.warmup, schedule.steps)
-        x_BCHW, y_B = next(batches)
-        if recipe.mixup:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            x_BCHW, y_B = mixup(x_BCHW, y_B, data.classes, recipe.mixup, generator)
-        with autocast:
-            logits_BK = network(x_BCHW.to(memory_format=torch.channels_last))
-            loss = nn.functional.cross_entropy(logits_BK, y_B, label_smoothing=recipe.smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if step % LOG_STEPS == 0:
-            log.metrics({"train loss": loss.item(), "learning rate": optimizer.param_groups[0]["lr"]}, step)
-        if step in evaluated:
-            compact.module.eval()
-            log.metrics({"top1 in training": accuracy(compact.module, data, EVALUATION_BATCHES)}, step)
-            compact.module.train()
-    _put_back(compact, optimizer)
-    return history
-
-
-def _take(
-    model: nn.Module,
-    groups: list[ChannelGroup],
-    explorer: ChannelExplorer,
-    momentum: dict[str, Tensor],
-    recipe: Recipe,
-    device: torch.device,
-) -> tuple[CompactModel, nn.Module, torch.optim.SGD]:
-    """The slim copy to train, as the step calls it, and its optimizer with the momentum of the surviving channels."""
-    compact = CompactModel(model, groups, explorer.masks)
-    compact.module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = sgd(compact.module, recipe)
-    set_momentum(optimizer, compact.module, compact.slice_state(momentum))
-    return compact, parallel(compact.module, device), optimizer
-
-
-def _put_back(compact: CompactModel, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """Write the slim copy's values into the full network; returns the momentum in the full network's shapes."""
-    compact.scatter_()
-    return compact.scatter_state(momentum_of(optimizer, compact.module))
-
-
-def _widths(step: int, explorer: ChannelExplorer) -> dict[str, Any]:
-    return {"step": step, "active": {name: int(mask.sum()) for name, mask in explorer.masks.items()}}
+    return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, fused=True)

@@ -8,13 +8,15 @@ import torch
 import yaml
 from PIL import Image
 
-import stages.chex.training as training
-from stages.chex.cells import dense_model
 from stages.chex.data import CLASSES, FolderData
+from stages.chex.loop import fit
 from stages.chex.method.explorer import ChannelExplorer, ExplorerConfig
-from stages.chex.method.flops import MacModel
+from stages.chex.method.resnet import build
 from stages.chex.params import ChexParams
 from stages.chex.prepare import describe_imagenet
+from stages.chex.rows import Schedule
+from stages.chex.study import explored
+from stages.chex.training import task_of
 from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.errors import InputError
 from stages.common.stage.tracking import RunLog
@@ -61,20 +63,21 @@ def test_the_paper_recipe_trains_and_prunes(
 ) -> None:
     """bf16, mixup and the explorer's updates on a ResNet-18, four steps."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "EVALUATIONS", 1)
-    model, groups = dense_model("imagenet", data.recipe, 0, data.device)
-    macs = MacModel(model, groups, torch.zeros(1, 3, 224, 224))
-    budget = 0.8 * macs([group.units for group in groups])
+    monkeypatch.setattr("stages.chex.loop.MONITORED", 0)
+    built = explored(build("resnet18", CLASSES["imagenet"]), "", torch.zeros(1, 3, 224, 224))
+    budget = 0.8 * built.dense_macs
     config = ExplorerConfig(t_max=2, period=1, macs_budget=budget)
-    explorer = ChannelExplorer(model, groups, config, torch.Generator().manual_seed(0), macs)
+    explorer = ChannelExplorer(
+        built.model, built.groups, config, torch.Generator().manual_seed(0), built.macs
+    )
     explorer.initialise()
-    schedule = training.Schedule(4, data.recipe.lr, updates=(1, 2), final_update=3)
+    schedule = Schedule(4, updates=(1, 2), final_update=3)
+    task = task_of(data, schedule, 0)
     assert data.recipe.precision == "bfloat16"
     assert data.recipe.mixup == 0.2
     with RunLog("chex", "stand-in", "stand-in") as log:
-        history = training.fit(
-            model, groups, explorer, data, data.recipe, schedule, 0, log, Checkpoint(tmp_path / "x.ckpt")
-        )
+        checkpoint = Checkpoint(tmp_path / "x.ckpt")
+        history = fit(built.model, explorer, task, schedule, data.device, log, checkpoint)
     assert [entry["step"] for entry in history] == [0, 1, 2]
-    assert macs.of_masks(explorer.masks) <= budget
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert built.macs.of_masks(explorer.masks) <= budget
+    assert all(parameter.isfinite().all() for parameter in built.model.parameters())

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch  # noqa: F401  (once, for all the runs)
 
-import stages.chex.training
+import stages.chex.loop
 from stages.__main__ import run_here
 
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
@@ -57,7 +57,7 @@ def run(argv: list[str], kill_at: int) -> dict[str, int]:
 def main() -> None:
     """Kill the stage at several points, drawn at random from those that an uninterrupted run passes."""
     kills, seed, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    stages.chex.training.CHECKPOINT_SECONDS = 0.0  # a checkpoint before every step
+    stages.chex.loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint before every step
     generator = random.Random(seed)
     operations = 400
     for _ in range(kills):

@@ -13,13 +13,12 @@ import psutil
 import pytest
 import torch
 
-import stages.chex.training
-from stages.chex.cells import dense_model, example
 from stages.chex.data import ArrayData, Batch
+from stages.chex.loop import fit
 from stages.chex.method.explorer import ChannelExplorer, ExplorerConfig
-from stages.chex.method.flops import MacModel
 from stages.chex.params import ChexParams, Recipe
-from stages.chex.training import Schedule, fit
+from stages.chex.rows import Schedule
+from stages.chex.training import ImageStudy, task_of
 from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.errors import InputError
 from stages.common.stage.files import output_dir, verified
@@ -124,21 +123,21 @@ def train(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train a network of the digits up to step `stop`; all of its state and its history."""
     device = torch.device("cpu")
-    model, groups = dense_model("digits", recipe, 0, device)
-    macs = MacModel(model, groups, example("digits"))
-    budget = 0.3 * macs([group.units for group in groups])
+    built = ImageStudy().explored("digits", 0, device)
+    budget = 0.3 * built.dense_macs
     regrow: Any = method
     config = ExplorerConfig(t_max=16, period=4, macs_budget=budget, regrow=regrow, criterion="random")
-    explorer = ChannelExplorer(model, groups, config, torch.Generator().manual_seed(0), macs)
+    explorer = ChannelExplorer(
+        built.model, built.groups, config, torch.Generator().manual_seed(0), built.macs
+    )
     explorer.initialise()
     data = Interrupted(Path("data/chex/quick/digits.safetensors"), 10, recipe, device)
     data.stop = stop
-    schedule = Schedule(recipe.steps, recipe.lr, range(4, 17, 4), final_update=20)
+    schedule = Schedule(recipe.steps, updates=range(4, 17, 4), final_update=20)
+    task, checkpoint = task_of(data, schedule, 0), Checkpoint(folder / "checkpoint")
     with RunLog("chex", "test", "test") as log:
-        history = fit(
-            model, groups, explorer, data, recipe, schedule, 0, log, Checkpoint(folder / "checkpoint")
-        )
-    return {**model.state_dict(), **explorer.state_dict()}, history
+        history = fit(built.model, explorer, task, schedule, device, log, checkpoint)
+    return {**built.model.state_dict(), **explorer.state_dict()}, history
 
 
 @pytest.mark.parametrize("augment", ["none", "mixup"])
@@ -153,7 +152,7 @@ def test_interrupted_training_goes_on_bit_for_bit(
     state, history = train(pretrained / "whole", 10**9, recipe, method)
     channels = [sum(entry["active"].values()) for entry in history]
     assert channels[1] > channels[-1]  # channels were brought back and had to go in the end
-    monkeypatch.setattr(stages.chex.training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("stages.chex.loop.CHECKPOINT_SECONDS", 0.0)
     for stop in (1, 3, 4, 5, 12, 20, 21, 23):  # before, at and after updates, the last one included
         with pytest.raises(Interruption):
             train(pretrained / "parts", stop, recipe, method)

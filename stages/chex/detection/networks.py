@@ -1,14 +1,12 @@
 """The detectors of tables T2 and T3 and what of them is pruned: the body's channel groups."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from stages.chex.detection.params import DetectorName, NetName
 from stages.chex.detection.ssd import SSD, SSDNet, SSDSpec
-from stages.chex.method.channel_groups import ChannelGroup, Span, find_channel_groups
-from stages.chex.method.flops import MacModel
 from stages.chex.method.resnet import Bottleneck, ResNet, ResNetSpec, resnet_spec
 from stages.common.dense.detectors import MaskRCNNConfig, mask_rcnn
 
@@ -94,59 +92,20 @@ def _quick() -> ResNetSpec:
     return ResNetSpec("bottleneck", 8, True, (1, 1, 1), (32, 48, 64), (32, 32, 48), (1, 2, 2), 1)
 
 
-@dataclass(frozen=True)
-class Explored:
-    """A detector, and what exploring it needs.
-
-    Attributes:
-        model: the untrained detector.
-        groups: channel groups of its body, named as in the detector.
-        macs: cost of the body by widths of the groups.
-        example: input of the body, [1, 3, H, W].
-        path: of the body within the detector.
-    """
-
-    model: nn.Module
-    groups: list[ChannelGroup]
-    macs: MacModel
-    example: Tensor
-    path: str
-
-    @property
-    def body(self) -> nn.Module:
-        """The part that is pruned."""
-        return self.model.get_submodule(self.path)
-
-
-def build(name: DetectorName, net: NetName, classes: int, seed: int, device: torch.device) -> Explored:
+def detector(name: DetectorName, net: NetName, classes: int, seed: int) -> nn.Module:
     """The untrained detector of a seed, for `classes` classes besides the background."""
     torch.manual_seed(seed)
-    model: nn.Module
     if name == "ssd":
         spec, body = SSD_SPECS[net], ssd_body(net)
-        model = SSD(SSDNet(body, body.spec.outs[-1], classes + 1, spec), classes + 1, spec)
-        sides = (spec.size, spec.size)
-    else:
-        config = MASK_RCNN[net]
-        maps = mask_rcnn_body(net)
-        model = mask_rcnn(maps, maps.spec.outs, classes, config)
-        sides = (800, 1344) if net == "resnet50" else (config.sizes[-1], config.longest)
-    model.to(device)
-    example = torch.zeros(1, 3, *sides, device=device)
-    pruned = model.get_submodule(BODY[name])
-    groups, _ = find_channel_groups(pruned, example)
-    named = [within(group, BODY[name]) for group in groups]
-    return Explored(model, named, MacModel(pruned, groups, example), example, BODY[name])
+        return SSD(SSDNet(body, body.spec.outs[-1], classes + 1, spec), classes + 1, spec)
+    maps = mask_rcnn_body(net)
+    return mask_rcnn(maps, maps.spec.outs, classes, MASK_RCNN[net])
 
 
-def within(group: ChannelGroup, path: str) -> ChannelGroup:
-    """A group of a network that is the submodule `path` of another one, as a group of that one."""
-
-    def spans(of: tuple[Span, ...]) -> tuple[Span, ...]:
-        return tuple(span._replace(module=f"{path}.{span.module}") for span in of)
-
-    return replace(
-        group, name=f"{path}.{group.name}", producers=spans(group.producers), norms=spans(group.norms),
-        depthwise=spans(group.depthwise), consumers=spans(group.consumers),
-        exits=tuple(f"{path}.{name}" for name in group.exits),
-    )  # fmt: skip
+def body_example(name: DetectorName, net: NetName, batch: int = 1) -> Tensor:
+    """An input of the body at the size that its cost is counted for (card, "Metrics"), [B, 3, H, W]."""
+    if name == "ssd":
+        return torch.zeros(batch, 3, SSD_SPECS[net].size, SSD_SPECS[net].size)
+    config = MASK_RCNN[net]
+    sides = (800, 1344) if net == "resnet50" else (config.sizes[-1], config.longest)
+    return torch.zeros(batch, 3, *sides)

@@ -1,5 +1,6 @@
-"""Rows of the tables of detectors, and how their networks are trained."""
+"""CHEX on detectors: rows of tables T2 and T3, their networks, and how these are trained and tested."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,15 +9,23 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from stages.chex.detection.cells import open_images
-from stages.chex.detection.networks import SSD_SPECS
-from stages.chex.detection.params import Detector, DetectorName, MethodName
+from stages.chex.detection.networks import BODY, SSD_SPECS, body_example, detector
+from stages.chex.detection.params import DetectionParams, Detector, DetectorName, MethodName
+from stages.chex.detection.ssd import SSD
+from stages.chex.loop import Loss, Task
+from stages.chex.method.flops import count_macs
 from stages.chex.rows import Row, Schedule
-from stages.chex.sub_training import Loss, Task
+from stages.chex.study import Job, Numbers, PartSettings, Study
+from stages.common.dense.average_precision import Kind, average_precision
 from stages.common.dense.batches import PRIME, Augmentation, Item, flip, training_batches
-from stages.common.dense.coco import Target
+from stages.common.dense.coco import CocoImages, Target, open_coco
+from stages.common.dense.inference import detect
+from stages.common.dense.splits import Split
 from stages.common.dense.training import allow_fast_kernels, learning_rate, optimizer_of
+from stages.common.stage.params import load_params
 
+TABLES: dict[DetectorName, str] = {"ssd": "T2", "mask-rcnn": "T3"}
+KINDS: dict[DetectorName, tuple[Kind, ...]] = {"ssd": ("bbox",), "mask-rcnn": ("bbox", "segm")}
 METHODS: dict[MethodName, Row] = {
     "uniform": Row("before training", "l1", "uniform"),
     "l1": Row("after training", "l1", "uniform"),
@@ -24,6 +33,78 @@ METHODS: dict[MethodName, Row] = {
     "chex-no-regrow": Row("while training", regrow="none"),
     "chex-uniform-random": Row("while training", allocation="uniform", regrow="random"),
 }
+
+
+class DetectorStudy(Study[DetectorName]):
+    """Detection; its parts are detectors, of which the body is pruned."""
+
+    name, rows = "chex-detection", METHODS
+
+    def __init__(self) -> None:
+        params = self.params = load_params(DetectionParams, self.name)
+        parts = {
+            name: PartSettings(
+                steps=settings.recipe.steps,
+                prune=settings.prune,
+                settings={
+                    **params.data.model_dump(),
+                    **settings.recipe.model_dump(),
+                    **settings.prune.model_dump(),
+                    **settings.model_dump(exclude={"recipe", "prune"}),
+                },
+                table=TABLES[name],
+                data=params.data.kind,
+                path=BODY[name],
+            )
+            for name, settings in params.detectors.items()
+        }
+        super().__init__(params, params.scale, params.seeds, params.methods, parts)
+
+    def network(self, part: DetectorName, seed: int) -> nn.Module:
+        """The untrained detector of a seed."""
+        return detector(part, self.params.detectors[part].net, self.params.classes, seed)
+
+    def example(self, part: DetectorName, batch: int = 1) -> Tensor:
+        """An input of the body, zeros."""
+        return body_example(part, self.params.detectors[part].net, batch)
+
+    def task(self, part: DetectorName, schedule: Schedule, seed: int, device: torch.device) -> Task:
+        """Training on the prepared images."""
+        images = open_images(self.prepared, "train", part)
+        return task_of(self.params.detectors[part], images, schedule, seed, device)
+
+    def outputs(self, part: DetectorName, network: nn.Module, device: torch.device) -> list[Tensor]:
+        """Maps of the first test image."""
+        picture, _ = open_images(self.prepared, "val", part)[0]
+        return maps_of(network, picture.to(device))
+
+    def quality(self, job: Job[DetectorName], network: nn.Module, device: torch.device) -> Numbers:
+        """Average precision, as COCO defines it; of an SSD also what body, extra blocks and heads cost."""
+        numbers: Numbers = {}
+        if job.part == "ssd":  # Mask R-CNN's heads cost what there is to see
+            whole = count_macs(network.get_submodule("net"), self.example(job.part).to(device))
+            numbers["whole_macs"] = (whole, "MACs")
+        images = open_images(self.prepared, "val", job.part)
+        workers = self.params.detectors[job.part].recipe.workers
+        truth, found = images.ground_truth(), detect(network, images, device, workers)
+        for kind in KINDS[job.part]:
+            for name, value in average_precision(truth, found, kind).items():
+                if not math.isnan(value):  # of a size that no object has
+                    numbers[f"{kind}_{name}"] = (value, "%")
+        return numbers
+
+
+def open_images(prepared: Path, split: Split, detector: DetectorName) -> CocoImages:
+    """The prepared images with the targets that a detector learns from."""
+    return open_coco(prepared, split, first_label=1, masks=detector == "mask-rcnn")
+
+
+def maps_of(model: nn.Module, picture_3HW: Tensor) -> list[Tensor]:
+    """What heads and decoding see of an image: SSD's offsets and logits, Mask R-CNN's feature pyramid."""
+    if isinstance(model, SSD):
+        return list(model.predict([picture_3HW]))
+    images, _ = model.get_submodule("transform")([picture_3HW])
+    return list(model.get_submodule("backbone")(images.tensors).values())
 
 
 class SSDAugmentation:
@@ -44,13 +125,12 @@ class SSDAugmentation:
 
 
 def task_of(
-    detector: DetectorName, settings: Detector, prepared: Path, schedule: Schedule, seed: int, device: torch.device
-) -> Task:  # fmt: skip
-    """Training on the prepared images."""
+    settings: Detector, images: CocoImages, schedule: Schedule, seed: int, device: torch.device
+) -> Task:
+    """Training on images: the recipe of `stages.common.dense`."""
     allow_fast_kernels(device)
     peak = settings.finetune_lr if schedule.finetune else settings.recipe.lr
     recipe = settings.recipe.model_copy(update={"lr": peak, "steps": schedule.steps})
-    images = open_images(prepared, "train", detector)
     augment: Augmentation = (
         flip if settings.augment == "flip" else SSDAugmentation(SSD_SPECS[settings.net].size)
     )

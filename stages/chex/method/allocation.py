@@ -24,18 +24,29 @@ def allocate_channels(scales: Sequence[Tensor], sparsity: float, min_channels: i
     Returns:
         One count per layer.
     """
+    return global_allocation(scales, min_channels)(sparsity)
+
+
+def global_allocation(scales: Sequence[Tensor], min_channels: int = 1) -> Callable[[float], list[int]]:
+    """`allocate_channels` of these scales as a function of the sparsity: they are ranked once."""
     sizes = [len(scale) for scale in scales]
-    if sparsity <= 0:
-        return sizes
     ranked = []
     for scale in scales:
         value = scale.detach().abs().double().cpu()
         protected = torch.argsort(value, descending=True, stable=True)[:min_channels]
         ranked.append(value.index_fill(0, protected, torch.inf))
-    pooled = torch.cat(ranked)
-    threshold = pooled.sort().values[min(int(len(pooled) * sparsity + 1e-9), len(pooled) - 1)]
-    counts = [int((value > threshold).sum()) for value in ranked]
-    return [max(n, min(min_channels, size)) for n, size in zip(counts, sizes, strict=True)]
+    pooled_N, order_N = torch.cat(ranked).sort()
+    layer_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[order_N]
+
+    def counts(sparsity: float) -> list[int]:
+        if sparsity <= 0:
+            return sizes
+        threshold = pooled_N[min(int(len(pooled_N) * sparsity + 1e-9), len(pooled_N) - 1)]
+        above = int(torch.searchsorted(pooled_N, threshold, right=True))
+        left = torch.bincount(layer_N[above:], minlength=len(sizes)).tolist()
+        return [max(n, min(min_channels, size)) for n, size in zip(left, sizes, strict=True)]
+
+    return counts
 
 
 def uniform_channels(sizes: Sequence[int], sparsity: float, min_channels: int = 1) -> list[int]:

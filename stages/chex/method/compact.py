@@ -5,14 +5,13 @@ Source: card, "Performance": instead of multiplying the dense network by masks a
 parameters with sliced optimizer state and scatter both back at the next update.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from stages.chex.method.channel_groups import ChannelGroup
-from stages.chex.method.narrow import Masks, cut, full_name, kept_positions, narrow_, tensor_masks
+from stages.chex.method.narrow import Masks, copied, cut, full_name, kept_positions, narrow_
 
 
 class CompactModel:
@@ -33,8 +32,7 @@ class CompactModel:
     def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], masks: Masks) -> None:
         self._full = model
         self._kept = kept_positions(model, groups, masks)
-        self._masks = tensor_masks(model, groups, masks)
-        self.module = narrow_(copy.deepcopy(model), self._kept)
+        self.module = narrow_(copied(model), self._kept)
 
     def _positions(self, name: str) -> tuple[list[int] | None, list[int] | None]:
         module = name.rpartition(".")[0]
@@ -62,12 +60,13 @@ class CompactModel:
         Running statistics of pruned channels keep what they had.
         """
         full = self._full.state_dict(keep_vars=True)
+        for name in dict.fromkeys((*self._kept.rows, *self._kept.columns)):
+            for parameter in self._full.get_submodule(name).parameters(recurse=False):
+                parameter.zero_()
         for name, value in self.module.state_dict().items():
             name = full_name(name, self._kept)
             if name in full:
                 self._write(full[name], value, name)
-        for name, mask in self._masks.items():
-            full[name].mul_(mask)
 
     def slice_state(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Per-parameter optimizer state (momentum, say), keyed by full names, cut for the compact parameters.
@@ -78,12 +77,18 @@ class CompactModel:
         names = [(name, full_name(name, self._kept)) for name, _ in self.module.named_parameters()]
         return {name: cut(full[key], *self._positions(key)) for name, key in names if key in full}
 
-    def scatter_state(self, compact: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The reverse of `slice_state`: full name -> tensor of the full shape, zero where pruned."""
+    def scatter_state(
+        self, compact: Mapping[str, Tensor], known: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The reverse of `slice_state`: full name -> tensor of the full shape.
+
+        Where pruned it has what `known` has by full name, and zero without.
+        """
         full = dict(self._full.named_parameters())
         result = {}
         for name, value in compact.items():
             key = full_name(name, self._kept)
-            result[key] = value.new_zeros(full[key].shape)
+            before = known.get(key) if known else None
+            result[key] = value.new_zeros(full[key].shape) if before is None else before.clone()
             self._write(result[key], value, key)
         return result

@@ -9,7 +9,7 @@ Source: card, "Method" steps 1-3 and "Pitfalls". Every `period` units of time t 
     5. masks the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stages.chex.method.allocation import allocate_channels, sparsity_for_macs, uniform_channels
+from stages.chex.method.allocation import global_allocation, sparsity_for_macs, uniform_channels
 from stages.chex.method.channel_groups import ChannelGroup, Span
 from stages.chex.method.column_subset import Criterion, Wide, select_channels
 from stages.chex.method.flops import MacModel
@@ -148,7 +148,7 @@ class ChannelExplorer:
     def initialise(self) -> None:
         """First sub-model: uniform widths at S - delta0 by L1 norm; first memory: the full network."""
         sizes = [g.units for g in self.groups]
-        sparsity = self._target_sparsity([torch.ones(size) for size in sizes], "uniform")
+        sparsity = self._target_sparsity(self._allocation([torch.ones(size) for size in sizes], "uniform"))
         self._delta0 = sparsity if self.config.delta0 is None else self.config.delta0
         self._delta = self._delta0
         counts = uniform_channels(sizes, sparsity - self._delta0, self.config.min_channels)
@@ -216,9 +216,10 @@ class ChannelExplorer:
         self.apply_masks()
         sizes = [g.units for g in self.groups]
         scales = [self._scale(g) for g in self.groups]
-        sparsity = self._target_sparsity(scales, config.allocation)
+        counts_at = self._allocation(scales, config.allocation)
+        sparsity = self._target_sparsity(counts_at)
         gradual = config.regrow == "none"
-        counts = self._counts(scales, max(sparsity - delta, 0.0) if gradual else sparsity, config.allocation)
+        counts = counts_at(max(sparsity - delta, 0.0) if gradual else sparsity)
         if delta == 0:
             counts = [
                 min(-(-n // config.round_to) * config.round_to, c) for n, c in zip(counts, sizes, strict=True)
@@ -231,7 +232,7 @@ class ChannelExplorer:
         ]
         grow = [0] * len(sizes)
         if delta > 0 and config.regrow_allocation == "global_norm" and not gradual:
-            wider = self._counts(scales, max(sparsity - delta, 0.0), config.allocation)
+            wider = counts_at(max(sparsity - delta, 0.0))
             grow = [max(w - n, 0) for w, n in zip(wider, counts, strict=True)]
         elif delta > 0 and not gradual:
             grow = regrow_counts(counts, sizes, delta, exact=config.regrow_allocation == "uniform")
@@ -250,17 +251,17 @@ class ChannelExplorer:
             active=active,
         )
 
-    def _counts(self, scales: Sequence[Tensor], sparsity: float, allocation: str) -> list[int]:
+    def _allocation(self, scales: Sequence[Tensor], allocation: str) -> Callable[[float], list[int]]:
+        """Units kept in each group, as a function of the sparsity."""
         if allocation == "global":
-            return allocate_channels(scales, sparsity, self.config.min_channels)
-        return uniform_channels([len(s) for s in scales], sparsity, self.config.min_channels)
+            return global_allocation(scales, self.config.min_channels)
+        sizes = [len(s) for s in scales]
+        return lambda sparsity: uniform_channels(sizes, sparsity, self.config.min_channels)
 
-    def _target_sparsity(self, scales: Sequence[Tensor], allocation: str) -> float:
+    def _target_sparsity(self, counts_at: Callable[[float], list[int]]) -> float:
         if self.config.macs_budget is None or self.macs is None:
             return self.config.sparsity
-        return sparsity_for_macs(
-            lambda s: self._counts(scales, s, allocation), self.macs, self.config.macs_budget
-        )
+        return sparsity_for_macs(counts_at, self.macs, self.config.macs_budget)
 
     def _restore(self) -> None:
         """Give every pruned entry its MRU value; what is then there is the new memory."""

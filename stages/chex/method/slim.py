@@ -3,7 +3,6 @@
 Source: card, "Performance" (slimming) and step "Components" (`slim`, `save_slim`, `load_slim`).
 """
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stages.chex.method.channel_groups import ChannelGroup
-from stages.chex.method.narrow import Kept, Masks, kept_positions, narrow_
+from stages.chex.method.narrow import Kept, Masks, copied, kept_positions, narrow_
 from stages.chex.method.resnet import ResNet, ResNetSpec
 
 
@@ -32,7 +31,7 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], masks: Masks) -> nn.M
         The copy, in the mode (train or eval) of `model`. Its `slim_kept` attribute says what is left.
     """
     kept = kept_positions(model, groups, masks)
-    slimmed = narrow_(copy.deepcopy(model), kept)
+    slimmed = narrow_(copied(model), kept)
     slimmed.slim_kept = kept  # type: ignore[assignment]
     return slimmed
 

@@ -9,11 +9,13 @@ from stages.common.stage.params import Scale, Section, Seeds, distinct
 
 MethodName = Literal["uniform", "l1", "bn", "chex", "chex-no-regrow", "chex-no-realloc", "chex-wide-l1"]
 
+CloudsName = Literal["solids", "modelnet10", "modelnet40"]
+
 
 class Data(Section):
     """Which clouds, and how many points of each."""
 
-    name: Literal["solids", "modelnet10", "modelnet40"]
+    name: CloudsName
     root: str | None  # folder of ModelNet10 (meshes) or ModelNet40 (HDF5), see `modelnet.py`
     points: Annotated[int, Field(ge=8)]
 

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from stages.chex.detection.cells import network_of
-from stages.chex.detection.networks import BODY, SSD_SPECS, Explored, build, within
-from stages.chex.detection.params import DetectionParams, DetectorName
-from stages.chex.detection.prune import maps_of
+from stages.chex.detection.networks import BODY, SSD_SPECS, body_example, detector
+from stages.chex.detection.params import DetectorName, NetName
 from stages.chex.detection.ssd import SSD, decode, default_boxes, match, offsets, ssd_loss
-from stages.chex.detection.training import METHODS, SSDAugmentation
+from stages.chex.detection.training import METHODS, DetectorStudy, SSDAugmentation, maps_of
 from stages.chex.measures import torch_macs
 from stages.chex.method.allocation import uniform_channels
 from stages.chex.method.channel_groups import ChannelGroup, find_channel_groups
@@ -25,8 +23,8 @@ from stages.chex.method.narrow import SlimGroupNorm, tensor_masks
 from stages.chex.method.slim import save_slim, slim
 from stages.chex.params import Prune
 from stages.chex.rows import explorer_of
+from stages.chex.study import Explored, Job, explored, within
 from stages.common.results import published
-from stages.common.stage.params import load_params
 from tests.chex.test_channel_groups import mask_, random_masks, randomise
 from tests.common.stages import preset, write_params
 from tests.common.workspace import ROOT
@@ -36,9 +34,15 @@ PRUNE = Prune(flops=[0.5], explore=0.7, period=0.2, residual_power=2)
 DETECTORS: tuple[DetectorName, ...] = ("ssd", "mask-rcnn")
 
 
-def quick(detector: DetectorName) -> Explored:
+def build(name: DetectorName, net: NetName, classes: int, device: torch.device = CPU) -> Explored:
+    """An untrained detector and what is pruned of it."""
+    model = detector(name, net, classes, 0).to(device)
+    return explored(model, BODY[name], body_example(name, net).to(device))
+
+
+def quick(name: DetectorName) -> Explored:
     """The quick detector, as after some training."""
-    built = build(detector, "quick", 6, 0, CPU)
+    built = build(name, "quick", 6)
     randomise(built.model)
     return built
 
@@ -56,7 +60,7 @@ def sizes(groups: list[ChannelGroup]) -> list[int]:
 
 def test_full_size_ssd_costs_what_the_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    built = build("ssd", "resnet50", 80, 0, torch.device("meta"))
+    built = build("ssd", "resnet50", 80, torch.device("meta"))
     rows = published("chex")
     known = rows[rows["table"].str.startswith("T2")].set_index(["method", "setting", "metric"])["value"]
     body = built.macs(sizes(built.groups))
@@ -76,7 +80,7 @@ def test_full_size_ssd_costs_what_the_card_says(monkeypatch: pytest.MonkeyPatch)
 
 def test_full_size_mask_rcnn_costs_what_the_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    built = build("mask-rcnn", "resnet50", 80, 0, torch.device("meta"))
+    built = build("mask-rcnn", "resnet50", 80, torch.device("meta"))
     rows = published("chex").set_index(["method", "setting", "metric"])["value"]
     left = built.macs(uniform_channels(sizes(built.groups), 0.5)) / built.macs(sizes(built.groups))
     setting = "ResNet-50 body with stride in the 1x1 conv, S=0.5"
@@ -86,7 +90,7 @@ def test_full_size_mask_rcnn_costs_what_the_card_says(monkeypatch: pytest.Monkey
 
 def test_full_size_ssd_is_slimmed_whole() -> None:
     """Extra blocks and heads follow the body: all channels but the stream's and the heads' outputs can go."""
-    model = build("ssd", "resnet50", 80, 0, CPU).model
+    model = build("ssd", "resnet50", 80).model
     net, x_B3HW = model.get_submodule("net").eval(), torch.rand(1, 3, 300, 300)
     randomise(net)
     groups, dense = find_channel_groups(net, x_B3HW)
@@ -108,7 +112,7 @@ def test_full_size_ssd_is_slimmed_whole() -> None:
 
 
 def test_full_size_mask_rcnn_body_is_slimmed() -> None:
-    built = build("mask-rcnn", "resnet50", 80, 0, CPU)
+    built = build("mask-rcnn", "resnet50", 80)
     randomise(built.body)
     body, x_B3HW = built.body.eval(), torch.rand(1, 3, 96, 64)
     groups, dense = find_channel_groups(body, x_B3HW)
@@ -128,9 +132,9 @@ def test_full_size_mask_rcnn_body_is_slimmed() -> None:
 # ---------------------------------------------------------------------------------------- the detector, masked and slim
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_slim_detector_equals_masked(detector: DetectorName) -> None:
-    built = quick(detector)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_slim_detector_equals_masked(name: DetectorName) -> None:
+    built = quick(name)
     model = built.model.eval()
     masks = random_masks(built.groups)
     small = slim(model, built.groups, masks)
@@ -146,15 +150,15 @@ def test_slim_detector_equals_masked(detector: DetectorName) -> None:
             assert ours.keys() == theirs.keys()
             for key, value in ours.items():
                 torch.testing.assert_close(value, theirs[key], atol=1e-3, rtol=1e-3)
-    body = small.get_submodule(BODY[detector])
+    body = small.get_submodule(BODY[name])
     counts = [int(masks[group.name].sum()) for group in built.groups]
     assert count_macs(body, built.example) == built.macs(counts) == torch_macs(body, built.example)
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_a_step_of_the_slim_copy_is_a_step_of_the_masked_detector(detector: DetectorName) -> None:
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_step_of_the_slim_copy_is_a_step_of_the_masked_detector(name: DetectorName) -> None:
     """Losses and gradients of what is left agree, through GroupNorm and BatchNorm in training mode."""
-    built = quick(detector)
+    built = quick(name)
     model = built.model.train()
     masks = random_masks(built.groups)
     mask_(model, built.groups, masks)
@@ -173,8 +177,8 @@ def test_a_step_of_the_slim_copy_is_a_step_of_the_masked_detector(detector: Dete
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    for name, gradient in compact.slice_state(gradients).items():
-        ours = dict(compact.module.named_parameters())[name].grad
+    for weight, gradient in compact.slice_state(gradients).items():
+        ours = dict(compact.module.named_parameters())[weight].grad
         assert ours is not None
         torch.testing.assert_close(ours, gradient, atol=2e-3 * float(gradient.abs().max()) + 1e-6, rtol=1e-2)
 
@@ -182,14 +186,13 @@ def test_a_step_of_the_slim_copy_is_a_step_of_the_masked_detector(detector: Dete
 def test_files_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_params("chex-detection", preset("chex-detection", "quick"))
-    params = load_params(DetectionParams, "chex-detection")
-    for detector in DETECTORS:
-        built = quick(detector)
+    study = DetectorStudy()
+    study.cell("chex", 3).mkdir(parents=True)
+    for name in DETECTORS:
+        built, job = quick(name), Job(name, "chex", 0.5, 3)
         small = slim(built.model.eval(), built.groups, random_masks(built.groups))
-        folder = tmp_path / "prune" / "chex-3"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_slim(small, folder / f"{detector}-0.5.safetensors")
-        loaded, _ = network_of(detector, "chex", 0.5, params, tmp_path, 3, CPU)
+        save_slim(small, study.file(job))
+        loaded = study.trained(job, CPU)
         pairs = zip(maps_of(loaded, pictures()[0]), maps_of(small, pictures()[0]), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
 
@@ -197,8 +200,8 @@ def test_files_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_body_is_pruned_and_to_its_budget(method: str) -> None:
     row = METHODS[method]  # type: ignore[index]
-    for detector in DETECTORS:
-        built = quick(detector)
+    for name in DETECTORS:
+        built = quick(name)
         full = built.macs(sizes(built.groups))
         explorer = explorer_of(row, built.model, built.groups, built.macs, 0.5 * full, 20, PRUNE, 0)
         explorer.step(6)
@@ -206,7 +209,7 @@ def test_only_the_body_is_pruned_and_to_its_budget(method: str) -> None:
         left = built.macs([int(explorer.masks[group.name].sum()) for group in built.groups])
         assert 0.4 * full < left <= 0.5 * full
         touched = tensor_masks(built.model, built.groups, explorer.masks)
-        assert all(name.startswith(BODY[detector]) for name in touched)
+        assert all(tensor.startswith(BODY[name]) for tensor in touched)
 
 
 def test_groups_are_renamed_as_a_whole() -> None:
@@ -226,7 +229,7 @@ def test_groups_are_renamed_as_a_whole() -> None:
 
 def test_maps_and_default_boxes_fit() -> None:
     for net, classes in (("quick", 6), ("resnet50", 80)):
-        built = build("ssd", net, classes, 0, torch.device("meta"))  # type: ignore[arg-type]
+        built = build("ssd", net, classes, torch.device("meta"))  # type: ignore[arg-type]
         spec = SSD_SPECS[net]  # type: ignore[index]
         offset_maps, logit_maps = built.model.get_submodule("net").eval()(built.example)
         assert tuple(x.shape[-1] for x in offset_maps) == spec.maps
@@ -284,7 +287,7 @@ def test_negatives_are_the_hardest_three_for_each_match() -> None:
 
 
 def test_images_of_any_size_are_found_in_their_own_pixels() -> None:
-    model = build("ssd", "quick", 6, 0, CPU).model.eval()
+    model = build("ssd", "quick", 6).model.eval()
     assert isinstance(model, SSD)
     tall, wide = torch.rand(3, 128, 64), torch.rand(3, 32, 96)
     with torch.no_grad():

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.chex.detection import evaluate, prepare, pretrain, prune, report
+from stages.chex.detection import prepare, pretrain, prune
 from stages.chex.detection.params import DetectionParams
 from stages.common.dense.params import DenseData
 from stages.common.dense.scene_folders import write_coco_scenes
 from stages.common.results import COLUMNS, read_parquet
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.params import load_params
-from tests.common.stages import Settings, open_workspace, preset, stage, write_params
+from tests.chex.pipelines import open_pipeline, run_all
+from tests.common.stages import Settings, preset, stage, write_params
 from tests.common.workspace import tree
 
 NAME = "chex-detection"
@@ -32,33 +33,12 @@ def tiny(scale: str) -> Settings:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the stages read of the repository; one worker, no MLflow."""
-    monkeypatch.setattr(report, "LATENCY_REPEATS", 1)
-    return open_workspace(tmp_path, monkeypatch)
-
-
-def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(NAME, settings)
-    stage(prepare.main, monkeypatch)
-    for seed in settings["seeds"]:
-        stage(pretrain.main, monkeypatch, "--seed", seed)
-        for method in settings["methods"]:
-            stage(prune.main, monkeypatch, "--method", method, "--seed", seed)
-    for main in (evaluate.main, report.main):
-        stage(main, monkeypatch)
-
-
-def made(workspace: Path) -> dict[str, str]:
-    return {
-        name: digest
-        for name, digest in tree(workspace).items()
-        if name.startswith(("runs", "reports", "data"))
-    }
+    return open_pipeline(tmp_path, monkeypatch)
 
 
 def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny("quick")
-    run_all(settings, monkeypatch)
+    before = run_all(NAME, settings, monkeypatch)
     output = workspace / "reports" / NAME / "quick"
     results = read_parquet(output / "results.parquet")
     assert list(results.columns) == list(COLUMNS)
@@ -67,7 +47,7 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
     assert not results.duplicated(["table", "method", "setting", "metric", "seed"]).any()
     assert results["value"].notna().all()
     assert results[results["metric"] == "segm_AP"]["table"].eq("T3").all()
-    slim = results[(results["metric"] == "body_macs_fraction") & (results["method"] != "dense")]
+    slim = results[(results["metric"] == "macs_fraction") & (results["method"] != "dense")]
     assert slim["value"].between(0.4, 0.5).all()
     claims = {claim["id"]: claim for claim in json.loads((output / "claims.json").read_text())}
     compared = {
@@ -79,9 +59,7 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
     table = (output / "table.md").read_text()
     assert "CHEX-2" in table  # published rows beside ours
     assert "ap-against-flops-ssd.svg" in {path.name for path in output.iterdir()}
-    before = made(workspace)
-    run_all(settings, monkeypatch)
-    assert made(workspace) == before
+    assert run_all(NAME, settings, monkeypatch) == before
 
 
 @pytest.mark.parametrize("scale", ["real", "paper"])
@@ -94,7 +72,7 @@ def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: p
     settings.update(classes=6, methods=["l1", "chex"])
     for detector in settings["detectors"].values():
         detector["net"] = "quick"
-    run_all(settings, monkeypatch)
+    run_all(NAME, settings, monkeypatch)
     results = read_parquet(workspace / "reports" / NAME / scale / "results.parquet")
     assert set(results["data"]) == {"folder"}
     claims = json.loads((workspace / "reports" / NAME / scale / "claims.json").read_text())
@@ -112,7 +90,7 @@ def test_a_killed_stage_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch
     stage(prune.main, monkeypatch, "--method", "chex", "--seed", 0)
     folder = workspace / "runs" / NAME / "quick" / "prune" / "chex-0"
     whole = tree(folder)
-    monkeypatch.setattr("stages.chex.sub_training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("stages.chex.loop.CHECKPOINT_SECONDS", 0.0)
     ticks = 0
 
     def tick(steps: int = 1) -> None:
@@ -121,8 +99,8 @@ def test_a_killed_stage_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch
         if ticks == 13:  # the fifth step of the second detector
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("stages.chex.sub_training.tick", tick)
-    monkeypatch.setattr(prune, "run_jobs", lambda work, jobs: [(job, work(job)) for job in jobs])
+    monkeypatch.setattr("stages.chex.loop.tick", tick)
+    monkeypatch.setattr("stages.chex.pruning.run_jobs", lambda work, jobs: [(job, work(job)) for job in jobs])
     torch.set_num_threads(1)  # as a worker has it: sums of two threads differ in their last digits
     with pytest.raises(KeyboardInterrupt):
         stage(prune.main, monkeypatch, "--method", "chex", "--seed", 0)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from stages.chex.loop import Loss, SubModel, Task, fit
 from stages.chex.measures import torch_macs
 from stages.chex.method.channel_groups import find_channel_groups
 from stages.chex.method.explorer import ChannelExplorer
@@ -26,7 +27,6 @@ from stages.chex.points.pointnet import PointNet
 from stages.chex.points.solids import SOLIDS, make_solids, unit_ball
 from stages.chex.points.training import METHODS
 from stages.chex.rows import Row, explorer_of, schedule_of
-from stages.chex.sub_training import Loss, SubModel, Task, fit
 from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.errors import InputError
 from stages.common.stage.tracking import RunLog
@@ -291,9 +291,7 @@ def train(folder: Path, row: Row, stop: int = 10**9, kind: str = "adamw") -> dic
     explorer = explorer_of(row, model, groups, macs, budget, 20, PRUNE, 0)
     with RunLog("chex-points", "test", "test") as log:
         schedule = schedule_of(row, 20, PRUNE)
-        history = fit(
-            model, groups, explorer, task(stop, kind), schedule, CPU, log, Checkpoint(folder / "ckpt")
-        )
+        history = fit(model, explorer, task(stop, kind), schedule, CPU, log, Checkpoint(folder / "ckpt"))
     assert macs.of_masks(explorer.masks) <= budget
     assert history[0]["step"] == 0
     return {**model.state_dict(), **explorer.state_dict()}
@@ -307,7 +305,7 @@ def test_interrupted_training_goes_on_bit_for_bit(
     monkeypatch.chdir(tmp_path)
     row = METHODS[method]  # type: ignore[index]
     whole = train(tmp_path / "whole", row, kind=kind)
-    monkeypatch.setattr("stages.chex.sub_training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("stages.chex.loop.CHECKPOINT_SECONDS", 0.0)
     for stop in (1, 4, 5, 9):
         with pytest.raises(Stop):
             train(tmp_path / "parts", row, stop, kind)
@@ -324,7 +322,7 @@ def test_moments_wait_with_their_channels() -> None:
     macs = MacModel(model, groups, X_N3P)
     explorer: ChannelExplorer = explorer_of(METHODS["chex"], model, groups, macs, 0.4 * macs([g.units for g in groups]), 20,
                                             PRUNE, 0)  # fmt: skip
-    sub = SubModel(model, groups, explorer, task(), CPU, {}, {})
+    sub = SubModel(model, explorer, task(), CPU, {}, {})
     losses = task().losses(0)
     for _ in range(3):
         next(losses)(sub.network).backward()

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from stages.chex.points import evaluate, prepare, pretrain, prune, report
+from stages.chex.points import prepare, pretrain
 from stages.chex.points.params import PointsParams
 from stages.common.results import COLUMNS, read_parquet
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.params import load_params
+from tests.chex.pipelines import open_pipeline, run_all
 from tests.chex.points.test_points import write_modelnet10, write_modelnet40
-from tests.common.stages import Settings, open_workspace, preset, stage, write_params
-from tests.common.workspace import tree
+from tests.common.stages import Settings, preset, stage, write_params
 
 NAME = "chex-points"
 
@@ -29,28 +29,15 @@ def tiny(scale: str) -> Settings:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the stages read of the repository; one worker, no MLflow."""
-    monkeypatch.setattr(report, "LATENCY_REPEATS", 1)
     monkeypatch.setattr(prepare, "TRAIN", 48)
     monkeypatch.setattr(prepare, "TEST", 40)
-    return open_workspace(tmp_path, monkeypatch)
-
-
-def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(NAME, settings)
-    stage(prepare.main, monkeypatch)
-    for seed in settings["seeds"]:
-        stage(pretrain.main, monkeypatch, "--seed", seed)
-        for method in settings["methods"]:
-            stage(prune.main, monkeypatch, "--method", method, "--seed", seed)
-    for main in (evaluate.main, report.main):
-        stage(main, monkeypatch)
+    return open_pipeline(tmp_path, monkeypatch)
 
 
 def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny("quick")
     settings["seeds"] = [0, 1]
-    run_all(settings, monkeypatch)
+    before = run_all(NAME, settings, monkeypatch)
     output = workspace / "reports" / NAME / "quick"
     results = read_parquet(output / "results.parquet")
     assert list(results.columns) == list(COLUMNS)
@@ -66,18 +53,7 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
     assert {"table.md", "timings.json", "accuracy-against-flops.svg", "widths-over-training.svg"} <= {
         path.name for path in output.iterdir()
     }
-    before = {
-        name: digest
-        for name, digest in tree(workspace).items()
-        if name.startswith(("runs", "reports", "data"))
-    }
-    run_all(settings, monkeypatch)
-    after = {
-        name: digest
-        for name, digest in tree(workspace).items()
-        if name.startswith(("runs", "reports", "data"))
-    }
-    assert after == before
+    assert run_all(NAME, settings, monkeypatch) == before
 
 
 @pytest.mark.parametrize("scale", ["real", "paper"])
@@ -86,7 +62,7 @@ def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: p
     settings.update(seeds=[0], methods=["l1", "chex"])
     settings["data"]["root"] = "modelnet"
     (write_modelnet10 if scale == "real" else write_modelnet40)(workspace / "modelnet")
-    run_all(settings, monkeypatch)
+    run_all(NAME, settings, monkeypatch)
     results = read_parquet(workspace / "reports" / NAME / scale / "results.parquet")
     assert set(results["data"]) == {"modelnet10" if scale == "real" else "modelnet40"}
     assert (results["metric"] == "class_accuracy").any()
@@ -95,7 +71,7 @@ def test_presets_start_on_a_stand_in(scale: str, workspace: Path, monkeypatch: p
 def test_a_claim_needs_its_rows(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny("quick")
     settings.update(seeds=[0], methods=["l1"])
-    run_all(settings, monkeypatch)
+    run_all(NAME, settings, monkeypatch)
     claims = json.loads((workspace / "reports" / NAME / "quick" / "claims.json").read_text())
     verdicts = {claim["id"]: claim["verdict"] for claim in claims}
     assert verdicts["8a"] == verdicts["8b"] == "not tested at this scale"

@@ -1,7 +1,8 @@
-"""Training of a network while its channels are explored, for any task: the slim copy is trained, the full network explored.
+"""The one training loop of this paper: every row of its tables, dense or pruned, is trained by `fit`.
 
-The classification pipeline has a loop of its own (`training.py`); this one leaves the loss, the optimizer and the
-learning rate to the task.
+Between updates only the physically slim copy of the network is trained (`CompactModel`); at an update its values go back
+into the full network, the explorer chooses new channels there, and a new slim copy is taken. Loss, optimizer and learning
+rate are the task's.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.chex.method.channel_groups import ChannelGroup
 from stages.chex.method.compact import CompactModel
 from stages.chex.method.explorer import ChannelExplorer
 from stages.chex.rows import Schedule
@@ -23,6 +23,7 @@ from stages.common.stage.progress import tick
 from stages.common.stage.tracking import RunLog
 
 LOG_STEPS = 20  # the training loss is logged this often
+MONITORED = 2  # places at which the task's monitor is asked, the start and the end left out
 CHECKPOINT_SECONDS = 60.0
 
 Loss = Callable[[nn.Module], Tensor]  # of one batch, from the network
@@ -38,6 +39,7 @@ class Task:
         losses: losses of the training batches from a given step on, without end.
         clip: limit of the gradient's norm, or None.
         bfloat16: whether forward passes run in bfloat16.
+        monitor: numbers of a network in eval mode to log over training.
     """
 
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -45,6 +47,7 @@ class Task:
     losses: Callable[[int], Iterator[Loss]]
     clip: float | None = None
     bfloat16: bool = False
+    monitor: Callable[[nn.Module], dict[str, float]] | None = None
 
 
 class SubModel:
@@ -60,18 +63,18 @@ class SubModel:
     """
 
     def __init__(
-        self, model: nn.Module, groups: list[ChannelGroup], explorer: ChannelExplorer, task: Task, device: torch.device,
+        self, model: nn.Module, explorer: ChannelExplorer, task: Task, device: torch.device,
         moments: dict[str, dict[str, Tensor]], counters: dict[str, Tensor],
     ) -> None:  # fmt: skip
-        self._model, self._groups, self._explorer = model, groups, explorer
-        self._task, self._device = task, device
+        self._model, self._explorer, self._task, self._device = model, explorer, task, device
         self.moments, self.counters = moments, counters
         self.take()
 
     def take(self) -> None:
         """Copy what the masks leave of the full network and of the moments."""
-        self._compact = CompactModel(self._model, self._groups, self._explorer.masks)
-        self.module = self._compact.module.train()
+        self._compact = CompactModel(self._model, self._explorer.groups, self._explorer.masks)
+        # pixels before channels is the faster order of 2-D convolutions; other layers have none
+        self.module = self._compact.module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.network = parallel(self.module, self._device)
         self.optimizer = self._task.optimizer(self.module)
         for kind, full in self.moments.items():
@@ -86,24 +89,20 @@ class SubModel:
         """Write the slim copy and its moments into the full network and the full moments."""
         self._compact.scatter_()
         states = [(name, self.optimizer.state.get(p, {})) for name, p in self.module.named_parameters()]
-        for kind in sorted({kind for _, state in states for kind in state}):
+        for kind in sorted(
+            {kind for _, state in states for kind, value in state.items() if value is not None}
+        ):
             values = {name: state[kind] for name, state in states if kind in state}
             some = next(iter(values.values()))
-            if not some.dim():
+            if some.dim():
+                known = self.moments.get(kind, {})
+                self.moments[kind] = known | self._compact.scatter_state(values, known)
+            else:
                 self.counters[kind] = some.clone()
-                continue
-            full = self._compact.scatter_state(values)
-            there = self._compact.scatter_state({name: torch.ones_like(v) for name, v in values.items()})
-            before = self.moments.get(kind, full)
-            self.moments[kind] = {
-                name: torch.where(there[name].bool(), value, before.get(name, value))
-                for name, value in full.items()
-            }
 
 
 def fit(
     model: nn.Module,
-    groups: list[ChannelGroup],
     explorer: ChannelExplorer,
     task: Task,
     schedule: Schedule,
@@ -111,7 +110,7 @@ def fit(
     log: RunLog,
     checkpoint: Checkpoint,
 ) -> list[dict[str, Any]]:
-    """Train `model` in place.
+    """Train `model` in place within the masks that `explorer` chooses on the way; resumes from `checkpoint`.
 
     Returns:
         The active channels of every group at the start and after each choice of channels.
@@ -125,9 +124,10 @@ def fit(
         moments = {kind: {k: v.to(device) for k, v in state.items()} for kind, state in moments.items()}
         model.load_state_dict(saved["model"])
         explorer.load_state_dict(saved["explorer"])
-    sub = SubModel(model, groups, explorer, task, device, moments, counters)
+    sub = SubModel(model, explorer, task, device, moments, counters)
     peaks = [group["lr"] for group in sub.optimizer.param_groups]
     autocast = torch.autocast(device.type, torch.bfloat16) if task.bfloat16 else contextlib.nullcontext()
+    monitored = {schedule.steps * place // (MONITORED + 1) for place in range(1, MONITORED + 1)}
     saved_at = time.monotonic()
     tick(start)
     losses = task.losses(start)
@@ -161,6 +161,9 @@ def fit(
         sub.optimizer.step()
         if step % LOG_STEPS == 0:
             log.metrics({"train loss": loss.item(), "learning rate": group["lr"]}, step)
+        if task.monitor and step in monitored:
+            log.metrics(task.monitor(sub.module.eval()), step)
+            sub.module.train()
     sub.put_back()
     return history
 
