@@ -57,9 +57,7 @@ def main() -> None:
         results = read_parquet(study.runs / "evaluate" / "results.parquet")
         widths = read_parquet(study.runs / "evaluate" / "widths.parquet")
         timings = Timings(report_folder("chex-detection", study.scale) / "timings.json")
-        speedups = measure_speedups(
-            study, TIMED, LATENCY_BATCH, timings
-        )
+        speedups = measure_speedups(study, TIMED, LATENCY_BATCH, timings)
         table = table_markdown(study, results, speedups, timings)
         claims = check_claims(results, study.params)
         write_report(
