@@ -12,7 +12,7 @@ chex-detection`) and point clouds (`points/`, `dvc repro chex-points`). What the
 
 | scale | data | networks | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | generated shapes, digits | small ResNet | CHEX >> scratch, one-shot L1 | 5.5 min, 2 cores | `dvc repro chex` |
+| quick | generated shapes, digits | small ResNet | CHEX >= scratch, one-shot L1 | minutes, 2 cores | `dvc repro chex` |
 | real | CIFAR-10 | ResNet-20 | CHEX above scratch | hours on a GPU | `-S chex=real` |
 | paper | ImageNet | ResNet-50 | 76.0 % at 1.0 G (published) | 8 GPUs for days | `-S chex=paper` |
 """
