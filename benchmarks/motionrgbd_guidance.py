@@ -5,8 +5,9 @@ tensor stays so), every frame starts a window, those that run over the end inclu
 over its frames, added to float32, then relu, scaling, greyscale, threshold, erosion and dilation of one map. The last two
 are OpenCV's there and this project's here, which are as quick. `lean loop` is the same with float32 frames and without the
 windows that are thrown away. `sums` compares the pooling alone.
+CPU time of one thread, since machines are shared.
 
-    python -m benchmarks.motionrgbd_guidance [--threads 1] [--runs 3] [--windows 4 10] [--frames 16 64] [--sides 32 112 224]
+    python -m benchmarks.motionrgbd_guidance [--runs 3] [--windows 4 10] [--frames 16 64] [--sides 32 112 224]
 """
 
 import argparse
@@ -64,27 +65,26 @@ def per_frame(
 
 
 def seconds(works: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each, interleaved, after one run that is not counted."""
+    """Median CPU seconds of each, interleaved, after one run that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for run in range(runs + 1):
         for name, work in works.items():
-            start = time.perf_counter()
+            start = time.process_time()
             work()
             if run:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(time.process_time() - start)
     return {name: median(values) for name, values in taken.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 10])
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 112, 224])
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"{options.threads} thread(s); ms of one clip")
+    torch.set_num_threads(1)
+    print("CPU ms of one clip, one thread")
     for side, frames, window in product(options.sides, options.frames, options.windows):
         pixels_TCHW = torch.randint(0, 256, (frames, 3, side, side))
         released = list((pixels_TCHW.double() - 127.5) / 128)
