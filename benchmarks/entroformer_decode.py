@@ -4,16 +4,20 @@ Latents are drawn once and coded by every model (the sizes of the real scale, or
 initialised: neither passes nor seconds depend on them). The peers are this project's own serial masked convolution with a
 convolutional hyperprior (Minnen et al. 2018), which decodes each position from its 5x5 patch, and, where it is installed
 (`uv pip install compressai`; it is no dependency), CompressAI's decoder of the same model.
-CPU seconds of one thread, since machines are shared.
+CPU seconds of one thread, since machines may be shared, and wall seconds on all cores, which needs an idle one.
 Then the peak memory of one attention layer over the 1536 positions, in processes of their own: dense, top-k as it is
 trained (the scores of all keys are computed, then cut), and as files are coded (exact.py: a chunk of queries at a time).
 
-    python -m benchmarks.entroformer_decode [--sizes real|released] [--runs 1]
+    python -m benchmarks.entroformer_decode [--sizes real|released] [--models ...] [--runs 1]
 """
 
 import argparse
 import multiprocessing
+import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -60,8 +64,31 @@ def peak() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def compressai_seconds(y: torch.Tensor, z: torch.Tensor, channels: int, runs: int) -> list[float] | None:
-    """Seconds of CompressAI's joint autoregressive decoder, side information included; None where it is not installed."""
+@dataclass(frozen=True)
+class Seconds:
+    """What a decoding takes: CPU seconds of one thread, wall seconds on all cores."""
+
+    one_thread: float
+    all_cores: float
+
+    @staticmethod
+    def of(work: Callable[[], object], runs: int) -> "Seconds":
+        """Medians of some runs of each, after one that is not counted."""
+        work()
+        cores, medians = os.cpu_count() or 1, []
+        for threads, clock in ((1, time.process_time), (cores, time.perf_counter)):
+            torch.set_num_threads(threads)
+            taken = []
+            for _ in range(runs):
+                start = clock()
+                work()
+                taken.append(clock() - start)
+            medians.append(median(taken))
+        return Seconds(*medians)
+
+
+def compressai_seconds(y: torch.Tensor, z: torch.Tensor, channels: int, runs: int) -> Seconds | None:
+    """CompressAI's joint autoregressive decoder, side information included; None where it is not installed."""
     try:
         from compressai.models import JointAutoregressiveHierarchicalPriors
     except ImportError:
@@ -76,48 +103,44 @@ def compressai_seconds(y: torch.Tensor, z: torch.Tensor, channels: int, runs: in
         strings = model.entropy_bottleneck.compress(side)
         padded, inner = torch.nn.functional.pad(y, (border,) * 4), model.h_s(side)
         content = model._compress_ar(padded.clone(), inner, *GRID, CONTEXT_KERNEL, border)
-        taken = []
-        for _ in range(runs):
-            out = torch.zeros_like(padded)
-            start = time.process_time()
+
+        def decode() -> None:
             parameters = model.h_s(model.entropy_bottleneck.decompress(strings, side.shape[-2:]))
+            out = torch.zeros_like(padded)
             model._decompress_ar(content, out, parameters, *GRID, CONTEXT_KERNEL, border)
-            taken.append(time.process_time() - start)
-    return taken
+
+        return Seconds.of(decode, runs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", choices=SIZES, default="real")
+    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
     parser.add_argument("--runs", type=int, default=1)
     options = parser.parse_args()
     channels, latents, hyper, attention = SIZES[options.sizes]
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     y = (2 * torch.randn(1, latents, *GRID, generator=generator)).round()
     z = torch.randn(1, hyper, GRID[0] // 4, GRID[1] // 4, generator=generator).round()
-    seconds: dict[str, float] = {}
-    for name, (hyper_kind, context) in MODELS.items():
+    seconds: dict[str, Seconds] = {}
+    for name in options.models:
+        hyper_kind, context = MODELS[name]
         torch.manual_seed(0)
         spec = CodecSpec("conv", channels, latents, hyper, hyper_kind, context, attention, DEPTH)  # type: ignore[arg-type]
         coder = LatentCoder(ImageCodec(spec).entropy)
         content = coder.encode(y, z)
-        taken = []
-        for _ in range(options.runs):
-            start = time.process_time()
-            decoded, _ = coder.decode(content, *GRID)
-            taken.append(time.process_time() - start)
-        assert torch.equal(decoded.float(), y)
-        seconds[name] = median(taken)
-    peer = seconds["CNN, serial masked convolution"]
-    if taken_ := compressai_seconds(y, z, channels, options.runs):
-        seconds["CompressAI, serial masked convolution"] = peer = median(taken_)
-    name_of_peer = list(seconds)[-1]
-    print(
-        f"decoding 768x512, {options.sizes} sizes ({latents} latents, width {attention.dim}), one thread, CPU seconds"
-    )
+        assert torch.equal(coder.decode(content, *GRID)[0].float(), y)
+        seconds[name] = Seconds.of(partial(coder.decode, content, *GRID), options.runs)
+    if peer := compressai_seconds(y, z, channels, options.runs):
+        seconds["CompressAI, serial masked convolution"] = peer
+    name_of_peer, peer = list(seconds.items())[-1]
+    print(f"decoding 768x512, {options.sizes} sizes ({latents} latents, width {attention.dim})")
     for name, value in seconds.items():
-        print(f"  {name:38s} {value:8.2f} s   {peer / value:6.2f} times as fast as {name_of_peer}")
+        print(
+            f"  {name:38s} one thread {value.one_thread:7.2f} s, {peer.one_thread / value.one_thread:5.1f} times as fast"
+            f"   all cores {value.all_cores:7.2f} s, {peer.all_cores / value.all_cores:5.1f} times as fast"
+        )
+    print(f"  as {name_of_peer}")
     context_ = multiprocessing.get_context("spawn")
     for name, topk, coding in (
         ("dense", -1, False),

@@ -12,12 +12,14 @@ from stages.entroformer.cells import METHODS
 from stages.entroformer.method.attention import topk_softmax
 from stages.entroformer.method.codec import LatentCoder
 from stages.entroformer.method.exact import (
+    EXP_STEPS,
     ROW_SUM,
     ExactConv,
     ExactLayerNorm,
     ExactLinear,
     ExactTransposedConv,
-    integer_weights,
+    choose,
+    exp_table,
     settle,
 )
 from tests.entroformer.test_files import codec_of
@@ -61,12 +63,40 @@ def test_layers_are_close_to_what_they_replace(layer: nn.Module, shape: tuple[in
     assert (ours - expected).abs().max() < 0.01 * expected.abs().max()
 
 
+def integer_weights(scores: torch.Tensor, factor: torch.Tensor, topk: int) -> torch.Tensor:
+    """`choose`, with a zero for every key that is not."""
+    chosen = choose(scores, factor, topk)
+    weights = torch.zeros_like(scores)
+    weights[torch.from_numpy(chosen.row), torch.from_numpy(chosen.key)] = torch.from_numpy(
+        chosen.weight
+    ).float()
+    return weights
+
+
 def test_masked_keys_have_no_weight_even_where_all_scores_are_equal() -> None:
     scores = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])
     for topk in (-1, 1, 3):  # a query of zeros: its factor is as small as it can be
         assert integer_weights(scores, torch.full((1, 1), 1e-34), topk).tolist() == [
             [16383.0, 16383.0, 0.0, 0.0]
         ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 1000), st.floats(1e-3, 20))
+def test_chosen_keys_are_those_of_a_full_sort(keys: int, topk: int, seed: int, factor: float) -> None:
+    """Whatever the groups that rule keys out: the k nearest in steps, ties included, in a few values or in many."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(5, keys, generator=generator)
+    if seed % 2:  # many ties
+        scores = scores.round()
+    factor_51 = torch.full((5, 1), factor)
+    last = len(exp_table()) - 1
+    steps = ((scores.amax(1, keepdim=True) - scores) * (factor_51 * EXP_STEPS)).round().clamp(max=last)
+    threshold = steps.sort(1).values[:, min(topk, keys) - 1, None].clamp(max=last - 1)
+    chosen = choose(scores, factor_51, topk)
+    expected = (steps <= threshold).nonzero()
+    assert torch.equal(torch.from_numpy(chosen.row), expected[:, 0])
+    assert torch.equal(torch.from_numpy(chosen.key), expected[:, 1])
 
 
 @settings(deadline=None, max_examples=30)

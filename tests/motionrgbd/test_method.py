@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.motionrgbd.depth import coloured, jet_table
-from stages.motionrgbd.method.blocks import same_padding
+from stages.motionrgbd.method import guidance
+from stages.motionrgbd.method.blocks import SamePool, same_padding
 from stages.motionrgbd.method.capf import CAPF, ConcatFusion, Interaction, fusion_loss
 from stages.motionrgbd.method.distillation import recoupling_distillation
 from stages.motionrgbd.method.dsn import inception_dsn, plain_dsn
@@ -56,6 +57,16 @@ def test_guidance_is_its_definition_at_every_window(frames: int, window: int, se
             torch.testing.assert_close(maps_BTHW[clip, last], expected, rtol=0, atol=1e-4)
 
 
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 500), st.integers(1, 4), st.integers(0, 1000))
+def test_guidance_is_the_same_in_pieces_of_any_size(numbers: int, window: int, seed: int) -> None:
+    x_BTCHW = torch.randint(0, 256, (2, 9, 3, 5, 4), generator=generator(seed)).float().sub(127.5).div(128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guidance, "CHUNK_NUMBERS", numbers)
+        in_pieces = rank_pool_guidance(x_BTCHW, window)
+    assert torch.equal(in_pieces, rank_pool_guidance(x_BTCHW, window))
+
+
 def test_guidance_sees_no_later_frame() -> None:
     x_BTCHW = torch.randn(1, 9, 3, 8, 8, generator=generator())
     changed = x_BTCHW.clone()
@@ -86,6 +97,19 @@ def test_same_padding_gives_tensorflows_size(size: int, kernel: int, stride: int
     assert after - before in (0, 1)
     if kernel >= stride:
         assert (size + before + after - kernel) // stride + 1 == -(-size // stride)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 13), st.integers(1, 9), st.sampled_from([(2, 2), (3, 1), (3, 2), (3, 3)]))
+def test_pooling_without_gradients_is_pooling(height: int, width: int, window: tuple[int, int]) -> None:
+    """Negative features too (FRP can make them), next to which the zeros outside count."""
+    pool, x_NCHW = SamePool(*window), torch.randn(2, 3, height, width) - 1
+    before = x_NCHW.clone()
+    expected = pool(x_NCHW)
+    with torch.no_grad():
+        assert torch.equal(pool(x_NCHW), expected)
+        assert torch.equal(pool(x_NCHW.contiguous(memory_format=torch.channels_last)), expected)
+    assert torch.equal(x_NCHW, before)
 
 
 def test_frp_starts_as_identity_and_takes_odd_sizes() -> None:

@@ -8,7 +8,7 @@ s_ij = scale * (q_i . k_j + q_i . r_b(i,j)); of every row only the k largest sco
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,21 @@ class Layout:
         mask, keys = (None if t is None else t.to(device) for t in (self.mask_nm, self.keys_m))
         return Layout(self.shape, self.bucket_nm.to(device), mask, keys, self.own)
 
+    @cached_property
+    def near(self) -> tuple[Tensor, Tensor]:
+        """Of each query the keys whose position vector is not entry 0, and their entries: two int64 `[n, N]`.
+
+        Rows with fewer than N repeat one of them; a row with none names key 0, with the entry that it has.
+        """
+        row, column = self.bucket_nm.nonzero(as_tuple=True)
+        count_n = row.bincount(minlength=len(self.bucket_nm))
+        start_n1 = (count_n.cumsum(0) - count_n)[:, None]
+        place_N = torch.arange(int(count_n.max()), device=row.device)
+        which_nN = start_n1 + torch.where(place_N < count_n[:, None], place_N, 0)
+        column = torch.cat([column, column.new_zeros(1)])  # behind the last row's, for rows with none
+        column_nN = torch.where(count_n[:, None] > 0, column[which_nN], 0)
+        return column_nN, self.bucket_nm.gather(1, column_nN)
+
 
 @cache
 def full_layout(h: int, w: int, num: int, position: str = "diamond") -> Layout:
@@ -94,6 +109,17 @@ def full_layout(h: int, w: int, num: int, position: str = "diamond") -> Layout:
 def causal_layout(h: int, w: int, num: int, position: str = "diamond") -> Layout:
     """A token sees itself and those before it in raster order; the context model shifts the output afterwards."""
     return Layout((h, w), diamond_bucket_index(h, w, num, position), torch.ones(h * w, h * w).tril().bool())
+
+
+@cache
+def checkerboard_layout(h: int, w: int, num: int, position: str = "diamond") -> Layout:
+    """`visible_layout` of the checkerboard."""
+    return visible_layout(checkerboard(h, w), num, position)
+
+
+def checkerboard(h: int, w: int) -> Tensor:
+    """The first pass: positions whose row + column is odd; bool `[h, w]`."""
+    return (torch.arange(h)[:, None] + torch.arange(w)[None]) % 2 == 1
 
 
 def visible_layout(visible_hw: Tensor, num: int, position: str = "diamond") -> Layout:

@@ -15,6 +15,8 @@ from stages.entroformer.method.attention import (
     BlockCache,
     TransformerStack,
     causal_layout,
+    checkerboard,
+    checkerboard_layout,
     initialise_linear,
     to_grid,
     to_tokens,
@@ -23,11 +25,6 @@ from stages.entroformer.method.attention import (
 from stages.entroformer.method.transforms import initialise_convolution
 
 CONTEXT_KERNEL = 5
-
-
-def checkerboard(h: int, w: int) -> Tensor:
-    """The first pass: positions whose row + column is odd; bool `[h, w]`."""
-    return (torch.arange(h)[:, None] + torch.arange(w)[None]) % 2 == 1
 
 
 def random_visible(h: int, w: int, generator: torch.Generator, mask_ratio: float = 0.5) -> Tensor:
@@ -132,8 +129,11 @@ class BidirectionalContext(nn.Module):
     def forward(self, y_BShw: Tensor, topk: int | None = None, visible_hw: Tensor | None = None) -> Tensor:
         """Features, zero at visible positions. `visible_hw`: the checkerboard where not given."""
         h, w = y_BShw.shape[2:]
-        visible_hw = checkerboard(h, w) if visible_hw is None else visible_hw
-        layout = visible_layout(visible_hw, self.stack.spec.position_num, self.stack.spec.position)
+        num, position = self.stack.spec.position_num, self.stack.spec.position
+        if visible_hw is None:
+            visible_hw, layout = checkerboard(h, w), checkerboard_layout(h, w, num, position)
+        else:
+            layout = visible_layout(visible_hw, num, position)
         shown = visible_hw.to(y_BShw.device)
         t_BnD = self.stack(self.embed(to_tokens(y_BShw * shown)), layout, topk)
         return to_grid(t_BnD, h, w) * ~shown

@@ -14,6 +14,7 @@ Shapes: B batch, n tokens, m keys, a heads, c queries of one chunk, d width of a
 
 import math
 import zlib
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -64,7 +65,7 @@ def settle(x: Tensor) -> Tensor:
 def to_integers(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Along the last axis: integers up to `levels`, and what to multiply them by, `[..., 1]`."""
     scale = x.abs().amax(-1, keepdim=True).clamp_min(SMALLEST) / levels
-    return (x / scale).round(), scale
+    return (x / scale).round_(), scale
 
 
 class ExactLinear(nn.Module):
@@ -202,7 +203,11 @@ class ExactAttention(SelfAttention):
 
     def __init__(self, attention: SelfAttention, norm: nn.LayerNorm) -> None:
         super().__init__(attention.spec)
-        self.load_state_dict(attention.state_dict())
+        # one layer of three outputs: its inputs are made integers once
+        projections = (attention.query, attention.key, attention.value)
+        self.projection = ExactLinear(torch.cat([layer.weight for layer in projections]), None)
+        self.output = ExactLinear(attention.output.weight, None)
+        del self.query, self.key, self.value
         # A normalised token n has |n| <= sqrt(D), so a value W (gamma n + beta) is at most so large, per channel. Its
         # scale must not depend on the other tokens, of which serial decoding does not have all yet.
         weight = attention.value.weight.detach().double()
@@ -214,6 +219,11 @@ class ExactAttention(SelfAttention):
         self.levels = math.isqrt(
             (2 ** MANTISSA[torch.float32] - 1) // attention.spec.dim_head
         )  # of queries and keys
+
+    def split(self, x_BnD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `[B, a, n, d]`."""
+        parts = self.projection(x_BnD).unflatten(-1, (3, self.spec.heads, -1))
+        return tuple(part.transpose(1, 2) for part in parts.unbind(2))  # type: ignore[return-value]
 
     def attend(
         self,
@@ -233,7 +243,11 @@ class ExactAttention(SelfAttention):
         # scores without the positive factor that a query's own row shares; exp applies it
         factor = q_scale * self.spec.scale
         keys_Badm, keys_scale = k_Band[:, :, at].transpose(-1, -2), k_scale[:, :, at].transpose(-1, -2)
-        values_Bamd = v_Band[:, :, at]
+        # values of all keys, then (where queries also see themselves) of all queries, to be picked from by row
+        values_Vd = v_Band[:, :, at].flatten(0, 2)
+        if layout.own:
+            values_Vd = torch.cat([values_Vd, v_Band.flatten(0, 2)])
+        near_nN, entry_nN = layout.near
         chunk = max(1, CHUNK_SCORES // (self.spec.heads * (keys_Badm.shape[-1] + 1)))
         parts = []
         for start in range(0, q_Band.shape[2], chunk):
@@ -243,46 +257,95 @@ class ExactAttention(SelfAttention):
             if layout.own:
                 own = (q_Bacd * k_Band[:, :, rows]).sum(-1, keepdim=True) * k_scale[:, :, rows]
             if table is not None:
+                # nearly all keys are far and share entry 0: added to all, then the few near ones are put right
                 relative_BacP = (q_Bacd @ table[0].T) * table[1][:, 0]
-                scores += relative_BacP.gather(-1, layout.bucket_nm[rows].expand_as(scores))
+                at_BacN = near_nN[rows].expand(*scores.shape[:3], -1)
+                near = scores.gather(-1, at_BacN)
+                near += relative_BacP.gather(-1, entry_nN[rows].expand_as(at_BacN))
+                scores += relative_BacP[..., :1]
+                scores.scatter_(-1, at_BacN, near)
                 if layout.own:
                     centre = len(table[0]) // 2
                     own = own + relative_BacP[..., centre : centre + 1]
+            mask_cm = None if layout.mask_nm is None else layout.mask_nm[rows]
             if layout.own:
+                if mask_cm is not None:  # keys are allowed to all, only "itself" is not
+                    own = own.masked_fill(~mask_cm[:, -1:], -math.inf)
                 scores = torch.cat([scores, own], -1)
-            if layout.mask_nm is not None:
-                scores.masked_fill_(~layout.mask_nm[rows], -math.inf)
-            weights = integer_weights(scores, factor[:, :, rows], topk)
-            total = weights.sum(-1, keepdim=True).clamp_min(1)  # 0 where more keys tie than a row has units
+            elif mask_cm is not None:
+                scores.masked_fill_(~mask_cm, -math.inf)
+            chosen = choose(scores, factor[:, :, rows], topk)
+            head = chosen.row // scores.shape[2]
+            index = head * keys_Badm.shape[-1] + chosen.key
             if layout.own:
-                summed = weights[..., :-1] @ values_Bamd + weights[..., -1:] * v_Band[:, :, rows]
-            else:
-                summed = weights @ values_Bamd
-            parts.append(summed / total)
+                query = head * q_Band.shape[2] + start + chosen.row % scores.shape[2]
+                heads, keys = q_Band.shape[0] * self.spec.heads, keys_Badm.shape[-1]
+                index = np.where(chosen.key < keys, index, heads * keys + query)
+            parts.append(chosen.mean_of(values_Vd, index).view(*scores.shape[:3], -1))
         return torch.cat(parts, 2) * self.value_scale_a1d
 
 
-def integer_weights(scores: Tensor, factor: Tensor, topk: int) -> Tensor:
-    """Softmax of `factor * scores` over the k largest of the last axis, ties included, as integers; -1: over all.
+@dataclass(frozen=True)
+class Chosen:
+    """Which keys R queries attend to: of each such pair, sorted by query, `row`, `key` and integer `weight`.
 
-    A row's sum is at most `ROW_SUM`; float32.
+    A row's weights sum to at most `ROW_SUM`.
     """
-    keys, table = scores.shape[-1], exp_table()
-    # how far each is below the row's largest, in steps of the table: what its weight is looked up by, and ranked by
-    below = (scores.amax(-1, keepdim=True) - scores).mul_(factor * EXP_STEPS).round_()
-    steps = below.clamp_max_(len(table) - 1).to(torch.int16)
-    if 0 < topk < keys:
-        threshold = torch.from_numpy(np.partition(steps.numpy(), topk - 1, axis=-1)[..., topk - 1, None])
-        kept = steps <= threshold.clamp_max(len(table) - 2)  # the last step has no weight
+
+    rows: int
+    row: np.ndarray
+    key: np.ndarray
+    weight: np.ndarray
+
+    def mean_of(self, values_Vd: Tensor, index: np.ndarray) -> Tensor:
+        """Of every row the weighted mean of integer values, `[R, d]`; `index` names the value of each pair."""
+        ends = np.cumsum(np.bincount(self.row, minlength=self.rows))
+        summed_Rd = F.embedding_bag(
+            torch.from_numpy(index),
+            values_Vd,
+            torch.from_numpy(np.concatenate([[0], ends])),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(self.weight.astype(np.float32)),
+            include_last_offset=True,
+        )
+        total_R = torch.from_numpy(np.bincount(self.row, self.weight, minlength=self.rows)).float()
+        return summed_Rd / total_R[:, None].clamp_min(1)  # 0 where more keys tie than a row has units
+
+
+def choose(scores: Tensor, factor: Tensor, topk: int) -> Chosen:
+    """Softmax of `factor * scores` over the k largest of the last axis, ties included, in integers; -1: over all.
+
+    Nearly all keys are out at once: the k-th largest score is at least the k-th largest of the maxima of 2k groups.
+    """
+    keys, table = scores.shape[-1], exp_table().numpy()
+    last = len(table) - 1  # the last step has no weight
+    scores_Rm, steps_R = scores.reshape(-1, keys), factor.reshape(-1).numpy() * np.float32(EXP_STEPS)
+    highest_R = scores_Rm.amax(-1).numpy()
+    dense = not 0 < topk < keys
+    if dense:
+        candidates_Rm = scores_Rm.numpy() > -math.inf
     else:
-        kept = steps < len(table) - 1
-    kept = kept.view(-1).nonzero()[:, 0]
-    row = kept // keys
-    share = table[steps.view(-1)[kept].long()]
-    sums = torch.zeros(scores.numel() // keys, dtype=torch.float64).index_add_(0, row, share)
-    weights = torch.zeros_like(scores)
-    weights.view(-1)[kept] = (share * ROW_SUM / sums[row]).floor().float()
-    return weights
+        size = max(1, keys // (2 * topk))
+        groups = keys // size
+        maxima = scores_Rm[:, : groups * size].unflatten(-1, (size, groups)).amax(1).numpy()
+        bound_R = np.partition(maxima, groups - topk, axis=-1)[:, groups - topk]
+        # what is two steps below the bound is further from the row's largest than it, rounding included
+        candidates_Rm = scores_Rm.numpy() >= (bound_R - 2 / steps_R)[:, None]
+    kept = np.flatnonzero(candidates_Rm)
+    counts = np.diff(np.searchsorted(kept, np.arange(len(highest_R) + 1) * keys))
+    row = np.repeat(np.arange(len(counts)), counts)
+    # how far each is below the row's largest, in steps of the table: what its weight is looked up by, and ranked by
+    below = np.repeat(highest_R, counts) - scores_Rm.view(-1).numpy()[kept]
+    steps = np.minimum(np.rint(below * np.repeat(steps_R, counts)), last).astype(np.int32)
+    allowed_R = np.full(len(counts), last - 1, dtype=np.int32)
+    if not dense:
+        ranked = np.full((len(counts), counts.max()), last, dtype=np.int32)
+        ranked[np.arange(ranked.shape[1]) < counts[:, None]] = steps
+        allowed_R = np.minimum(allowed_R, np.partition(ranked, topk - 1, axis=-1)[:, topk - 1])
+    inside = steps <= np.repeat(allowed_R, counts)
+    row, share = row[inside], table[steps[inside]]
+    sums_R = np.bincount(row, share, minlength=len(counts))
+    return Chosen(len(counts), row, kept[inside] - row * keys, np.floor(share * ROW_SUM / sums_R[row]))
 
 
 @cache

@@ -71,9 +71,34 @@ class SamePool(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """`[N, C, ceil(H / stride), ceil(W / stride)]`."""
+        if not torch.is_grad_enabled():
+            for axis in (3, 2):
+                x_NCHW = _pool_axis(x_NCHW, axis, self.kernel, self.stride)
+            return x_NCHW
         pads = [same_padding(size, self.kernel, self.stride) for size in reversed(x_NCHW.shape[-2:])]
         x_NCHW = F.pad(x_NCHW, [side for pad in pads for side in pad])
         return F.max_pool2d(x_NCHW, self.kernel, self.stride)
+
+
+def _pool_axis(x: Tensor, axis: int, kernel: int, stride: int) -> Tensor:
+    """Maximum over windows of one axis with zeros outside, from shifted views: what max pooling costs is its indices."""
+    size = x.shape[axis]
+    before, _ = same_padding(size, kernel, stride)
+    count = -(-size // stride)
+
+    def shifted(offset: int, low: int, high: int) -> Tensor:
+        """What windows low .. high - 1 hold at `offset` from their middle."""
+        steps = slice(low * stride + offset, (high - 1) * stride + offset + 1, stride)
+        return x[(slice(None),) * axis + (steps,)]
+
+    pooled = shifted(0, 0, count).clone()
+    for offset in (o for o in range(-before, kernel - before) if o):
+        low, high = max(0, -(offset // stride)), min(count, (size - 1 - offset) // stride + 1)
+        inside = pooled.narrow(axis, low, high - low)
+        torch.maximum(inside, shifted(offset, low, high), out=inside)
+        for first, length in ((0, low), (high, count - high)):
+            pooled.narrow(axis, first, length).clamp_(min=0)
+    return pooled
 
 
 def pool_time(x_BTX: Tensor) -> Tensor:
