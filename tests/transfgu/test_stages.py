@@ -171,7 +171,7 @@ def test_real_preset_starts_on_camvids_form(workspace: Path, monkeypatch: pytest
     settings["methods"] = ["transfgu", "ablation"]
     run_all(settings, monkeypatch)
     arrays = load_file(workspace / "data/transfgu/real/0/images.safetensors")
-    assert (arrays["train"].shape, arrays["test"].shape) == ((4, 3, 64, 64), (2, 3, 64, 64))
+    assert (arrays["train"].shape, arrays["test"].shape) == ((4, 3, 128, 128), (2, 3, 64, 64))
     assert set(arrays["label"].unique().tolist()) <= {*range(11), 255}
     claims = json.loads((workspace / "reports/transfgu/real/claims.json").read_text())
     assert {claim["id"] for claim in claims if claim["verdict"] == "inconclusive"} >= {"6a", "6b"}
