@@ -246,7 +246,7 @@ def whole_case(source: Path, target: Path) -> Case:
     made["losses_cat_unc_emb_total"] = np.array(rows)
     after = [key for key in case if key.startswith("after/")]
     made |= {key: head.state_dict()[key.removeprefix("after/")].numpy() for key in after}
-    np.savez(target, **made)
+    np.savez(target, **made)  # type: ignore[arg-type]
     return made
 
 
@@ -257,7 +257,7 @@ def test_a_whole_case_of_training_steps_is_replayed(path: Path, tmp_path: Path) 
     made = whole_case(path, target)
     test_golden_training_steps(target)
     for key in ("before/proj_patch", "after/proj_patch", "losses_cat_unc_emb_total"):
-        np.savez(target, **{**made, key: made[key] + 0.01})
+        np.savez(target, **{**made, key: made[key] + 0.01})  # type: ignore[arg-type]
         with pytest.raises(AssertionError):
             test_golden_training_steps(target)
 
