@@ -132,6 +132,10 @@ def read_pixels(path: Path, mode: str | None) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
+            if mode is not None and image.mode.startswith(
+                ("I", "F")
+            ):  # `convert` would clip these to white or black
+                raise ValueError(f"pixels of kind {image.mode!r}; save it with 8 bits a channel")
             return np.array(image if mode is None else image.convert(mode))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image ({error})") from None

@@ -41,6 +41,7 @@ BATCH = 16
 FIT_IMAGES = 200  # training images that patch and colour clusters are fitted on
 PANELS = 6
 Predict = Callable[[Tensor], Tensor]  # images 0..255 -> scores [B, K, h, w]
+Place = tuple[str, str]  # table and method
 Row = dict[str, Any]
 
 
@@ -72,7 +73,7 @@ def evaluate(
     data = PreparedData(prepared / str(seed), params)
     rows: list[Row] = []
     panels: dict[str, Tensor] = {}
-    for table, method, predict in predictors(seed, params, data, runs):
+    for places, predict in predictors(seed, params, data, runs):
         counts_CK, first = predict_all(predict, data.test, params)
         scores, merged = segmentation_scores(counts_CK), many_to_one_scores(counts_CK)
         numbers = {
@@ -89,15 +90,16 @@ def evaluate(
             for name, value in zip(class_names(params.data.name), scores.iou_C, strict=True)
         }
         numbers = {metric: value for metric, value in numbers.items() if np.isfinite(value)}
-        if table in ("T1", "T3", "T5"):
+        for method in sorted({method for table, method in places if table in ("T1", "T3", "T5")}):
             with RunLog("transfgu", "", key_of(params, method, seed), kind="amend") as log:
                 log.metrics(numbers)
-        rows += [tidy(params, table, method, seed, metric, value) for metric, value in numbers.items()]
         class_of_K = torch.full((counts_CK.shape[1],), 255, dtype=torch.uint8)
         for index, cluster in enumerate(scores.match_C):
             if cluster >= 0:
                 class_of_K[cluster] = index
-        panels[f"{table}/{method}"] = class_of_K[first]
+        for table, method in places:
+            rows += [tidy(params, table, method, seed, metric, value) for metric, value in numbers.items()]
+            panels[f"{table}/{method}"] = class_of_K[first]
     ids = list(range(min(PANELS, len(data.test))))
     panels["image"] = data.test.read(ids, (params.data.height, params.data.width)).to(torch.uint8)
     truth = data.test.labels(ids)
@@ -115,30 +117,28 @@ def group_iou(scores: Scores, params: TransfguParams, things: bool) -> float:
 
 def predictors(
     seed: int, params: TransfguParams, data: PreparedData, runs: Path
-) -> list[tuple[str, str, Predict]]:
-    """Everything that is scored: table, method, and what gives its cluster scores."""
+) -> list[tuple[list[Place], Predict]]:
+    """Everything that is scored: its places in the tables, and what gives its cluster scores."""
     device = start_device()
-    found: list[tuple[str, str, Predict]] = []
-    predict: Predict
+    found: list[tuple[list[Place], Predict]] = []
     pretrained, size = runs / "pretrain" / str(seed), (params.data.height, params.data.width)
     clusters = params.cluster.things + params.cluster.stuff + params.cluster.background
-    fit_images = data.train.read(list(range(min(FIT_IMAGES, len(data.train)))), size)
+    count = min(FIT_IMAGES, len(data.train))  # spread evenly: neighbours may be frames of one film
+    fit_images = data.train.read([index * len(data.train) // count for index in range(count)], size)
     backbones: dict[BackboneName, VisionTransformer] = {
         name: pretrained_backbone(name, params, pretrained, seed, device) for name in params.backbones
     }
     for name, model in backbones.items():
         fitted = fit_patches(tokens_of(model, fit_images), clusters, True, seed).centroids_KD
         method = "patch k-means" if name == "dino" else f"patch k-means, {name} backbone"
-        found.append(("T1", method, partial(patch_scores, model, fitted)))
+        found.append(([("T1", method)], partial(patch_scores, model, fitted)))
     main = backbones["dino"]
     colours = fit_patches(colour_features(fit_images / 255, main.patch), clusters, False, seed).centroids_KD
-    found.append(("T1", "colour k-means", partial(colour_scores, main.patch, colours)))
+    found.append(([("T1", "colour k-means")], partial(colour_scores, main.patch, colours)))
     centroids = load_file(runs / "cluster" / str(seed) / f"{concept_set('dino')}.safetensors")["centroids"]
     for variant in CAM_VARIANTS:
-        predict = partial(cam_scores, main, centroids, variant, params)
-        found.append(("T4", variant, predict))
-        if variant == "transfgu":
-            found.append(("T3", "cam", predict))
+        places = [("T4", variant), *([("T3", "cam")] if variant == "transfgu" else [])]
+        found.append((places, partial(cam_scores, main, centroids, variant, params)))
     for method_name in params.methods:
         for job in jobs_of(method_name, params):
             path = runs / "train" / f"{method_name}-{seed}" / f"{job.row}.safetensors"
@@ -146,7 +146,7 @@ def predictors(
             tables = ["T3"] if job.row in TERMS else []
             tables += ["T5"] if job.row == "transfgu" or method_name == "sweep" else []
             tables += ["T1"] if method_name not in ("ablation", "sweep") else []
-            found += [(table, job.row, predict) for table in tables]
+            found.append(([(table, job.row) for table in tables], predict))
     return found
 
 

@@ -119,7 +119,8 @@ def timm_backbone(name: str, pretrained: bool = True) -> VisionTransformer:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # timm and its hub client raise many kinds
         raise InputError(
-            f"backbone 'timm:{name}': no weights ({type(error).__name__}); put them into the Hugging Face cache"
+            f"backbone 'timm:{name}': no weights ({type(error).__name__}); put them into the Hugging Face cache, "
+            "or name a DINO file instead"
         ) from None
     try:
         return backbone_from_official(model.state_dict())

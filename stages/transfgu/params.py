@@ -40,7 +40,7 @@ class Data(Section):
     width: Count
     train: Whole  # images, at most; 0 takes all
     test: Whole
-    pretrain: Whole  # generated images for pre-training; 0 pre-trains on the training images
+    pretrain: Whole  # generated images for pre-training; 0 takes windows of the training images
 
 
 class Backbone(Section):

@@ -1,21 +1,22 @@
 """transfgu-pretrain: the encoders of one seed.
 
 Reads `data/transfgu/<scale>/<seed>/`. Writes `runs/transfgu/<scale>/pretrain/<seed>/<backbone>.safetensors` and
-`history.json` (loss, entropy and use of the prototypes). Backbones: `dino` (trained here on images without labels, unless
-released weights are named), `random` (the same network untrained), `shuffled` (trained on images whose pixels are in
-random order: colours without shapes).
+`history.json` (loss, entropy and use of the prototypes). Backbones: `dino` (trained here without labels, on generated
+images of one thing or on windows of the training images, unless released weights are named), `random` (the same network
+untrained), `shuffled` (trained on images whose pixels are in random order: colours without shapes).
 """
 
 import copy
 import json
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.device import start_device
@@ -33,6 +34,7 @@ from stages.transfgu.method.dino import (
     DINOLoss,
     MultiCropAugment,
     cosine,
+    random_windows,
     update_teacher,
 )
 from stages.transfgu.method.vision_transformer import VisionTransformer
@@ -44,6 +46,7 @@ LOG_STEPS = 25
 FROZEN_SHARE = 0.05  # of the steps, in which the prototypes do not move (DINO: the first epoch)
 GRADIENT_NORM = 3.0
 CHECKPOINT_SECONDS = 60.0
+Draw = Callable[[int, Generator], Tensor]  # of images to train on: how many, with which generator
 
 
 def main() -> None:
@@ -83,11 +86,16 @@ def make_backbone(
             tags={"scale": params.scale, "method": name},
         )
         images = PreparedData(prepared, params).pretrain
-        size = params.backbone.native * params.backbone.patch
-        size = max(size, params.pretrain.global_size)
+        size = max(params.backbone.native * params.backbone.patch, params.pretrain.global_size)
+        draw: Draw = partial(draw_images, images, size)
+        if (
+            not params.data.pretrain
+        ):  # a generated image shows one thing; a photograph's windows rather do than the whole
+            doubled = 2 * params.data.height, 2 * params.data.width
+            draw = partial(draw_windows, images, size, doubled, params.windows.scales)
         with log:
             model, history = train_dino(
-                model, images, (size, size), name == "shuffled", params.pretrain, seed, log,
+                model, draw, name == "shuffled", params.pretrain, seed, log,
                 Checkpoint(folder / f"{name}.ckpt"),
             )  # fmt: skip
     save_backbone(model, path.with_suffix(".part"))
@@ -96,10 +104,22 @@ def make_backbone(
     write_atomic(path, json.dumps(history))
 
 
+def draw_images(images: Images, size: int, batch: int, generator: Generator) -> Tensor:
+    """Random whole images 0..255, `[B, 3, size, size]`."""
+    return images.read(torch.randint(len(images), (batch,), generator=generator).tolist(), (size, size))
+
+
+def draw_windows(
+    images: Images, size: int, doubled: tuple[int, int], scales: list[float], batch: int, generator: Generator
+) -> Tensor:
+    """A random window of each of random images 0..255, `[B, 3, size, size]`."""
+    x_BCHW = images.read(torch.randint(len(images), (batch,), generator=generator).tolist(), doubled)
+    return random_windows(x_BCHW, scales, size, generator)
+
+
 def train_dino(
     backbone: VisionTransformer,
-    images: Images,
-    size: tuple[int, int],
+    draw: Draw,
     shuffled: bool,
     recipe: Pretrain,
     seed: int,
@@ -142,8 +162,7 @@ def train_dino(
             checkpoint.save({**states, "step": step, "history": history})
             saved_at = time.monotonic()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        chosen = torch.randint(len(images), (recipe.batch,), generator=generator).tolist()
-        x_BCHW = images.read(chosen, size).to(device)
+        x_BCHW = draw(recipe.batch, generator).to(device)
         if shuffled:
             x_BCHW = shuffle_pixels(x_BCHW, generator)
         wide_GBCHW, near_LBCHW = augment(x_BCHW / 255, generator)

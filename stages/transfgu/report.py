@@ -157,15 +157,22 @@ def _methods(results: pd.DataFrame, params: TransfguParams) -> str:
     """T1."""
     small = "small scale, not the paper's setting" if params.scale == "quick" else f"{params.scale} scale"
     source = params.backbone.weights
-    backbone = f"DINO trained here, {params.backbone.width} wide" if source == "train" else source
+    shape, dino, heads = params.backbone, params.pretrain, params.train
+    backbone = (
+        f"DINO trained here, {shape.width} wide, {shape.depth} blocks, {dino.steps} steps of {dino.batch} images"
+        if source == "train"
+        else source
+    )
+    crops = "images" if heads.augment == "images" else "tokens that are computed once"
     metrics = _metrics(results)
     more = ["mIoU, many to one", "pixel accuracy, many to one"]
     return (
         f"## Methods (T1; {params.data.name}, {small})\n\n"
         f"Percent on the test images; mean ± std over n = {len(params.seeds)} seeds; last epoch. Backbone: {backbone}; "
-        f"frozen, the same for all rows. One-to-one matching that maximises matched pixels, once over the test set; "
+        f"frozen, the same for all rows. Heads: {heads.epochs} epochs, crops of {crops}. "
+        f"One-to-one matching that maximises matched pixels, once over the test set; "
         f"the last two columns count every cluster as its majority class. "
-        f"{params.cluster.things} + {params.cluster.stuff} concepts.\n\n"
+        f"{params.cluster.things} + {params.cluster.stuff} concepts, from windows of {params.windows.size} pixels.\n\n"
         + markdown_table(["method", *metrics, *more], _lines(results, "T1", T1, metrics + more))
     )
 
@@ -173,12 +180,15 @@ def _methods(results: pd.DataFrame, params: TransfguParams) -> str:
 def _ablation(results: pd.DataFrame) -> str:
     """T3."""
     lines = _lines(results, "T3", T3, _metrics(results))
+    complete = len(lines) == len(T3)
     if lines:
-        lines[-1][0] = "+ embedding term = **full**"
-    return (
-        "## Ablation (T3)\n\nEach row adds a part to the row above; the same first weights, batches and dropout.\n\n"
-        + markdown_table(["row", *_metrics(results)], lines)
+        lines[-1][0] = "+ embedding term = **full**" if complete else "**full**"
+    reading = (
+        "Each row adds a part to the row above; the same first weights, batches and dropout."
+        if complete
+        else "The rows between were not run here."
     )
+    return f"## Ablation (T3)\n\n{reading}\n\n" + markdown_table(["row", *_metrics(results)], lines)
 
 
 def _variants(results: pd.DataFrame) -> str:

@@ -115,6 +115,10 @@ def read_arguments() -> argparse.Namespace:
         parser.error("--background is for things only; leave --stuff out")
     if options.output.exists():
         parser.error(f"{options.output}: exists; name a folder that does not")
+    if options.output.resolve().is_relative_to(options.images.resolve()):
+        parser.error(
+            f"{options.output}: lies inside {options.images}; its masks would be images the next time"
+        )
     return options
 
 

@@ -191,6 +191,77 @@ def test_golden_training_steps(path: Path) -> None:
         near(head.state_dict()[name], value.numpy(), atol=1e-4)
 
 
+def plain_losses(
+    logits: Tensor, embeddings: Tensor, maps: Tensor, teacher: Tensor, permutation: Tensor
+) -> list[Tensor]:
+    """Category, uncertainty, embedding and total loss at epoch 5 (negative weight 0.08), written out from the card."""
+    low, high = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
+    scores = 0.5 * teacher.softmax(1) + 0.5 * (maps - low) / (high - low)
+    cross_entropy = torch.nn.functional.cross_entropy
+    category = cross_entropy(logits, scores.argmax(1))
+    category = category - 0.08 * cross_entropy(logits, scores[:, permutation].argmax(1))
+    first, second = logits.softmax(1).topk(2, 1).values.unbind(1)
+    uncertainty = (1 - (first - second)).mean()
+    unit = torch.nn.functional.normalize(embeddings, dim=-1)
+    count = unit.shape[1]
+    pairs = [1 + (unit[:, i] * unit[:, j]).sum(-1) for i in range(count) for j in range(i + 1, count)]
+    embedding = torch.stack(pairs).mean()
+    return [category, uncertainty, embedding, category + 0.3 * uncertainty + embedding]
+
+
+def whole_case(source: Path, target: Path) -> Case:
+    """A case of the form of `train_steps.npz` whose `before/` is what three steps start from; random heads."""
+    case, weights = load(source), encoder_case(source)
+    with torch.no_grad():
+        patches = encoder(weights).forward_features(tensor(case["images"]))[:, 1:]
+    maps, (classes, width) = tensor(case["pseudo"]), case["before/cls_emb"].shape[1:]
+    torch.manual_seed(0)
+    heads = [
+        MaskTransformer(classes, patches.shape[-1], width, 2, int(weights["num_heads"])) for _ in range(2)
+    ]
+    head, teacher = (each.eval() for each in heads)
+    made = {
+        key: value for key, value in case.items() if not key.startswith(("before/", "after/", "teacher/"))
+    }
+    made |= {f"before/{name}": value.numpy().copy() for name, value in head.state_dict().items()}
+    made |= {f"teacher/{name}": value.numpy() for name, value in teacher.state_dict().items()}
+    named = list(head.named_parameters())
+    decayed = [p for name, p in named if p.ndim > 1 and "bias" not in name]
+    others = [p for name, p in named if p.ndim <= 1 or "bias" in name]
+    groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
+    optimizer, rows = torch.optim.Adam(groups, lr=1e-3), []
+    for _ in range(3):
+        logits, embeddings = head(patches)
+        with torch.no_grad():
+            told = teacher(patches)[0].unflatten(-1, maps.shape[-2:])
+        grid = logits.unflatten(-1, maps.shape[-2:])
+        losses = plain_losses(grid, embeddings, maps, told, tensor(case["perm"]))
+        rows.append([float(loss.detach()) for loss in losses])
+        optimizer.zero_grad()
+        losses[-1].backward()
+        for _, parameter in named:
+            assert parameter.grad is not None
+            parameter.grad.clamp_(-1, 1)
+        optimizer.step()
+    made["losses_cat_unc_emb_total"] = np.array(rows)
+    after = [key for key in case if key.startswith("after/")]
+    made |= {key: head.state_dict()[key.removeprefix("after/")].numpy() for key in after}
+    np.savez(target, **made)  # type: ignore[arg-type]
+    return made
+
+
+@pytest.mark.parametrize("path", cases("train_steps"))
+def test_a_whole_case_of_training_steps_is_replayed(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / path.name
+    target.with_name("vit_features.npz").write_bytes(path.with_name("vit_features.npz").read_bytes())
+    made = whole_case(path, target)
+    test_golden_training_steps(target)
+    for key in ("before/proj_patch", "after/proj_patch", "losses_cat_unc_emb_total"):
+        np.savez(target, **{**made, key: made[key] + 0.01})  # type: ignore[arg-type]
+        with pytest.raises(AssertionError):
+            test_golden_training_steps(target)
+
+
 @pytest.mark.parametrize("path", cases("augment"))
 def test_golden_augmentation(path: Path) -> None:
     case = load(path)

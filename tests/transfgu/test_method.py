@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stages.transfgu.maps import PseudoMaps
 from stages.transfgu.method.augment import PseudoLabelAugment
 from stages.transfgu.method.concept_cam import CamParts, cam_parts, carries_mass, combine, concept_cam
-from stages.transfgu.method.dino import DINOLoss, MultiCropAugment, update_teacher
+from stages.transfgu.method.dino import DINOLoss, MultiCropAugment, random_windows, update_teacher
 from stages.transfgu.method.kmeans import kmeans
 from stages.transfgu.method.losses import (
     IGNORE,
@@ -255,6 +255,21 @@ def test_multi_crops_have_their_shapes_and_seed() -> None:
     assert (wide.shape, near.shape) == ((2, 4, 3, 12, 12), (3, 4, 3, 8, 8))
     assert torch.equal(augment(x, seeded())[0], wide)
     assert not torch.equal(augment(x, seeded(1))[0], wide)
+
+
+def test_random_windows_are_square_inside_and_of_the_asked_sides() -> None:
+    height, width, size = 20, 40, 5
+    y_HW, x_HW = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    ramp_BCHW = torch.stack([x_HW, y_HW]).float().expand(50, -1, -1, -1)
+    windows_BCHW = random_windows(ramp_BCHW, [0.25, 0.5], size, torch.Generator().manual_seed(0))
+    right_B = windows_BCHW[:, 0].diff(dim=2).mean((1, 2))  # pixels between neighbouring samples
+    down_B = windows_BCHW[:, 1].diff(dim=1).mean((1, 2))
+    torch.testing.assert_close(right_B, down_B)
+    assert set((size * right_B).round(decimals=3).tolist()) == {5.0, 10.0}
+    start_B, end_B = windows_BCHW[:, 0, 0, 0] - right_B / 2, windows_BCHW[:, 0, 0, -1] + right_B / 2
+    assert start_B.min() >= -0.501
+    assert end_B.max() <= width - 0.499
+    assert start_B.max() - start_B.min() > width / 3
 
 
 def test_pseudo_label_augmentation_keeps_maps_with_their_pixels() -> None:

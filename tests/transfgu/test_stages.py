@@ -32,6 +32,7 @@ from stages.transfgu import (
 from stages.transfgu.method.vision_transformer import VisionTransformer
 from stages.transfgu.official import to_official
 from stages.transfgu.params import TransfguParams
+from tests.common.browser import browser, console_problems, emulate, needs_browser, requested_urls
 from tests.common.stages import Settings, open_workspace, preset, stage, write_params
 
 
@@ -171,7 +172,7 @@ def test_real_preset_starts_on_camvids_form(workspace: Path, monkeypatch: pytest
     settings["methods"] = ["transfgu", "ablation"]
     run_all(settings, monkeypatch)
     arrays = load_file(workspace / "data/transfgu/real/0/images.safetensors")
-    assert (arrays["train"].shape, arrays["test"].shape) == ((4, 3, 64, 64), (2, 3, 64, 64))
+    assert (arrays["train"].shape, arrays["test"].shape) == ((4, 3, 128, 128), (2, 3, 64, 64))
     assert set(arrays["label"].unique().tolist()) <= {*range(11), 255}
     claims = json.loads((workspace / "reports/transfgu/real/claims.json").read_text())
     assert {claim["id"] for claim in claims if claim["verdict"] == "inconclusive"} >= {"6a", "6b"}
@@ -302,6 +303,35 @@ def test_a_folder_of_your_own(
     assert "4 images" in capsys.readouterr().out
 
 
+@needs_browser
+def test_the_gallery_opens_quietly_and_shows_every_picture(
+    dino_file: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(workspace / "mine", 4)
+    Image.new("RGBA", (30, 60), (200, 30, 90, 128)).save(workspace / "mine" / "a <b> & 'c'.png")
+    run_segment(monkeypatch, "mine", "out", "--backbone", "dino.pth", "--things", 3)
+    url = (workspace / "out/index.html").as_uri()
+    with browser(workspace / "profile") as driver:
+        emulate(driver, 390, 800)
+        console_problems(driver), requested_urls(driver)
+        driver.get(url)
+        driver.execute_script("for (const image of document.images) image.loading = 'eager'")
+        loaded = "Promise.all([...document.images].map(i => i.decode())).then(() => arguments[0](true))"
+        assert driver.execute_async_script(loaded)
+        assert console_problems(driver) == []
+        assert requested_urls(driver) == [url]
+        shares = driver.execute_script(
+            "return [...document.querySelectorAll('h2 small')].map(s => parseFloat(s.textContent))"
+        )
+        assert len(shares) == 3
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(100, abs=0.2)
+        titles = driver.execute_script("return [...document.images].map(i => i.title)")
+        assert "a <b> & 'c'.png, concepts" in titles
+        wide = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        assert driver.execute_script(wide)
+
+
 def test_one_image_of_one_colour_has_fewer_windows_than_concepts(
     dino_file: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,8 +360,13 @@ def test_wrong_folders_are_told_and_nothing_is_left(
     with pytest.raises(ParameterError, match="--things = 0"):
         run_segment(monkeypatch, "empty", "out", "--things", 0)
     photographs(workspace / "mine", 2)
+    with pytest.raises(ParameterError, match="lies inside mine"):
+        run_segment(monkeypatch, "mine", "mine/out", "--backbone", "dino.pth")
     (workspace / "mine" / "broken.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"broken\.png: not a readable image"):
+        run_segment(monkeypatch, "mine", "out", "--backbone", "dino.pth")
+    Image.new("I;16", (40, 30), 500).save(workspace / "mine" / "broken.png")
+    with pytest.raises(InputError, match=r"broken\.png: .*'I;16'; save it with 8 bits"):
         run_segment(monkeypatch, "mine", "out", "--backbone", "dino.pth")
     (workspace / "mine" / "broken.png").unlink()
     with pytest.raises(ParameterError, match="timm has no such model"):

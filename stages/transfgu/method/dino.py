@@ -5,7 +5,7 @@ outputs are centred and sharpened so that they do not collapse.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,21 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     mine, other = ([p.detach() for p in module.parameters()] for module in (teacher, student))
     torch._foreach_mul_(mine, momentum)
     torch._foreach_add_(mine, other, alpha=1 - momentum)
+
+
+def random_windows(x_BCHW: Tensor, scales: Sequence[float], size: int, generator: Generator) -> Tensor:
+    """A square window of each image, at a random place, resized to `[B, 3, size, size]`.
+
+    Its side is one of `scales`, a share of the image's shorter side, as the windows of the class-token bank are.
+    """
+    batch, (height, width) = len(x_BCHW), x_BCHW.shape[-2:]
+    chosen_B = torch.randint(len(scales), (batch,), generator=generator)
+    side_B1 = torch.tensor(scales)[chosen_B, None] * min(height, width)
+    share_B2 = side_B1 / torch.tensor([width, height])
+    centre_B2 = (2 * torch.rand(batch, 2, generator=generator) - 1) * (1 - share_B2)
+    theta_B23 = torch.cat([torch.diag_embed(share_B2), centre_B2[:, :, None]], 2).to(x_BCHW.device)
+    grid_BHW2 = F.affine_grid(theta_B23, [batch, x_BCHW.shape[1], size, size], align_corners=False)
+    return F.grid_sample(x_BCHW, grid_BHW2, padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True)
