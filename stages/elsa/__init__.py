@@ -10,7 +10,7 @@ Detection and segmentation: `dense/`, a pipeline of its own (`dvc repro elsa-den
 
 | scale | data | trunk | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | generated textures | 14 x 14 tokens | see `reports/elsa/findings.md` | 14 min, 2 loaded cores | `dvc repro elsa` |
+| quick | generated textures | 14 x 14 tokens | see `reports/elsa/findings.md` | minutes, 2 cores | `dvc repro elsa` |
 | real | CIFAR-10 | four stages at 32 x 32 | not run yet | hours, 1 GPU | `dvc exp run -S elsa=real elsa` |
 | paper | ImageNet | Swin-T | 82.7 % (published) | days, 8 GPUs | `dvc exp run -S elsa=paper elsa` |
 """

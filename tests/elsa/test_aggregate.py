@@ -39,7 +39,7 @@ def value_and_gradients(
     inputs: Inputs, k: int, dilation: int, lam: float, gamma: float, backend: Backend
 ) -> list[Tensor]:
     out = hadamard_ghost_aggregate(*inputs, k, dilation, lam, gamma, backend)
-    cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
     used = [inputs[0], inputs[1], *([inputs[2]] if lam else []), *([inputs[3]] if gamma else [])]
     return [out.detach(), *torch.autograd.grad((out * cotangent).sum(), used)]
 
@@ -142,6 +142,24 @@ def test_triton_kernels_equal_reference() -> None:
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=120
     )
     assert ran.stdout == "equal\n", ran.stderr[-2000:]
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: Triton's kernels as they are compiled"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ghost", [(0.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
+def test_compiled_triton_kernels_are_near_double(dtype: torch.dtype, ghost: tuple[float, float]) -> None:
+    exact = draw(2, 3, 32, 28, 28, 7)
+    inputs: Inputs = tuple(x.detach().to("cuda", dtype).requires_grad_() for x in exact)  # type: ignore[assignment]
+    rounded: Inputs = tuple(x.detach().cpu().double().requires_grad_() for x in inputs)  # type: ignore[assignment]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    ours = value_and_gradients(inputs, 7, 1, *ghost, "triton")
+    for mine, reference in zip(ours, value_and_gradients(rounded, 7, 1, *ghost, "reference"), strict=True):
+        assert mine.dtype == dtype
+        assert float((mine.cpu().double() - reference).abs().max()) <= tolerance * float(
+            reference.abs().max()
+        )
 
 
 @given(height=st.integers(1, 6), width=st.integers(1, 6), k=st.sampled_from([3, 5]))

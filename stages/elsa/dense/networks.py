@@ -41,6 +41,7 @@ def build_network(
             trunk.window_size,
             trunk.mlp_ratio,
             section.drop_path,
+            trunk.init_std,
         ),
         range(len(trunk.depths)),
     )

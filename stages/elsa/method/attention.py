@@ -94,7 +94,10 @@ class ELSAAttention(nn.Module):
         """Mix every pixel with its neighbourhood."""
         p_BqHW, v_BCHW = self.products(x_BHWC)
         # h_{j-i} = softmax_j((q_i * k_i) . r^k + r^q . (q_j * k_j) + r^b): the k x k convolution is r^q, the 1 x 1 is r^k
-        logits_BGTHW = self.attn(p_BqHW).unflatten(1, (self.num_heads, self.kernel_size**2))
+        # convolutions like channels innermost, as x comes, the sums over taps pixels; the turn is cheapest here, where
+        # channels are few
+        hidden_BqHW = self.attn[:2](p_BqHW).contiguous()
+        logits_BGTHW = self.attn[2](hidden_BqHW).unflatten(1, (self.num_heads, self.kernel_size**2))
         h_BGTHW = self.attn_drop(logits_BGTHW.softmax(2))
         mul = add = None
         if self.ghost_head is not None:
