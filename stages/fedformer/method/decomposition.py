@@ -5,9 +5,9 @@ Shapes: B batch, L length, D channels.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -17,13 +17,18 @@ def moving_average(x_BLD: Tensor, kernel: int) -> Tensor:
 
     Of an even kernel's odd number of repeated rows the front gets one more.
     """
-    back = (kernel - 1) // 2
-    front = kernel - 1 - back
-    x_BDL = x_BLD.transpose(1, 2)
-    padded = torch.cat(
-        [x_BDL[..., :1].expand(-1, -1, front), x_BDL, x_BDL[..., -1:].expand(-1, -1, back)], dim=-1
-    )
-    return F.avg_pool1d(padded, kernel, stride=1).transpose(1, 2)
+    return _averaging_matrix(x_BLD.shape[1], kernel, x_BLD.device, x_BLD.dtype) @ x_BLD
+
+
+@cache
+def _averaging_matrix(length: int, kernel: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The average as one product, `[L, L]`: pooling along time, a strided axis here, was a tenth of a step."""
+    front = kernel // 2
+    steps_L = torch.arange(length)
+    taken_LK = (steps_L[:, None] + torch.arange(kernel) - front).clamp(0, length - 1)
+    matrix_LL = torch.zeros(length, length, dtype=torch.float64)
+    matrix_LL.scatter_add_(1, taken_LK, torch.full(taken_LK.shape, 1 / kernel, dtype=torch.float64))
+    return matrix_LL.to(device, dtype)
 
 
 class SeriesDecomp(nn.Module):
