@@ -148,6 +148,8 @@ def topk_softmax(scores: Tensor, k: int) -> Tensor:
 class SelfAttention(nn.Module):
     """The attention of one block. `table_Pd`, the position vectors, belongs to the stack: its layers share it."""
 
+    output: nn.Module
+
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.spec = spec

@@ -206,7 +206,7 @@ class ExactAttention(SelfAttention):
         # one layer of three outputs: its inputs are made integers once
         projections = (attention.query, attention.key, attention.value)
         self.projection = ExactLinear(torch.cat([layer.weight for layer in projections]), None)
-        self.output = ExactLinear(attention.output.weight, None)
+        self.output = ExactLinear(attention.output.get_parameter("weight"), None)
         del self.query, self.key, self.value
         # A normalised token n has |n| <= sqrt(D), so a value W (gamma n + beta) is at most so large, per channel. Its
         # scale must not depend on the other tokens, of which serial decoding does not have all yet.
@@ -223,7 +223,7 @@ class ExactAttention(SelfAttention):
     def split(self, x_BnD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each `[B, a, n, d]`."""
         parts = self.projection(x_BnD).unflatten(-1, (3, self.spec.heads, -1))
-        return tuple(part.transpose(1, 2) for part in parts.unbind(2))  # type: ignore[return-value]
+        return tuple(part.transpose(1, 2) for part in parts.unbind(2))
 
     def attend(
         self,
