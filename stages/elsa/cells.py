@@ -1,6 +1,5 @@
-"""What names a run of this paper (step, row, seed), where it lies, and what every run starts with."""
+"""What names a run of this paper (step, row, seed) and what every run starts with."""
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,7 +8,7 @@ from stages.common.stage.tracking import RunLog, run_key
 from stages.elsa.data import CLASSES, SIZES
 from stages.elsa.method.swin import SwinTransformer
 from stages.elsa.params import ElsaParams, Recipe
-from stages.elsa.variants import VARIANTS, build_network
+from stages.elsa.variants import build_network
 
 Step = Literal["pretrain", "finetune"]
 
@@ -19,12 +18,6 @@ def recipe_of(params: ElsaParams, step: Step) -> Recipe:
     recipe = params.pretrain if step == "pretrain" else params.finetune
     assert recipe is not None
     return recipe
-
-
-def pretrained_file(params: ElsaParams, name: str, seed: int) -> Path:
-    """Where elsa-pretrain leaves the weights of a row."""
-    cell = "all" if params.cells == ["all"] else VARIANTS[name].mixer
-    return Path("runs/elsa") / params.scale / "pretrain" / f"{cell}-{seed}" / f"{name}.safetensors"
 
 
 def finetuned(params: ElsaParams) -> list[str]:

@@ -20,14 +20,15 @@ from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, git_revision, run
 from stages.common.stage.tracking import RunLog, run_key
-from stages.elsa.cells import Step, finetuned, key_of, network, pretrained_file, recipe_of
+from stages.elsa.cells import Step, finetuned, key_of, network, recipe_of
 from stages.elsa.data import CLASSES, SIZES, open_data
 from stages.elsa.equalities import differences
 from stages.elsa.method import swin, volo
 from stages.elsa.method.macs import count_macs, count_parameters
 from stages.elsa.params import ElsaParams
+from stages.elsa.train_row import pretrained_file
 from stages.elsa.training import accuracy
-from stages.elsa.variants import build_network, rows_in
+from stages.elsa.variants import build_network, rows_of
 
 MODELS = {
     "ELSA-Swin-T": swin.elsa_swin_tiny,
@@ -47,14 +48,14 @@ def main() -> None:
     """Evaluate all networks that the parameters name."""
     params = load_params(ElsaParams, "elsa")
     prepared, runs = Path("data/elsa") / params.scale, Path("runs/elsa") / params.scale
-    rows = rows_in(params)
+    rows = [row for mixer in params.mixers for row in rows_of(mixer, params.ablations)]
     cells: list[Cell] = [("pretrain", row, seed) for seed in params.seeds for row in rows]
     cells += [("finetune", row, seed) for seed in params.seeds for row in finetuned(params)]
-    inputs = [prepared, *dict.fromkeys(weights_of(params, *cell).parent for cell in cells)]
+    inputs = [prepared, *dict.fromkeys(weights_of(runs, *cell).parent for cell in cells)]
     with Stage("elsa-evaluate", params, inputs):
         results = [*sizes(params), *exactness(params), *row_sizes(params, rows)]
         with progress("elsa-evaluate", len(cells)) as bar:
-            work = partial(evaluate, params=params, prepared=prepared)
+            work = partial(evaluate, params=params, prepared=prepared, runs=runs)
             for _, row in run_jobs(work, cells):
                 results.append(row)
                 bar.advance()
@@ -64,19 +65,19 @@ def main() -> None:
             write_parquet(frame, output / "results.parquet")
 
 
-def weights_of(params: ElsaParams, step: Step, name: str, seed: int) -> Path:
+def weights_of(runs: Path, step: Step, name: str, seed: int) -> Path:
     """The file that a training left."""
     if step == "pretrain":
-        return pretrained_file(params, name, seed)
-    return Path("runs/elsa") / params.scale / "finetune" / str(seed) / f"{name}.safetensors"
+        return pretrained_file(runs, name, seed)
+    return runs / "finetune" / str(seed) / f"{name}.safetensors"
 
 
-def evaluate(cell: Cell, params: ElsaParams, prepared: Path) -> Row:
+def evaluate(cell: Cell, params: ElsaParams, prepared: Path, runs: Path) -> Row:
     """Top-1 of one network; it is also added to its MLflow run."""
     step, name, seed = cell
     device, recipe = start_device(), recipe_of(params, step)
     model = network(params, step, name, seed, device)
-    model.load_state_dict(load_file(weights_of(params, *cell)))
+    model.load_state_dict(load_file(weights_of(runs, *cell)))
     top1 = accuracy(model, open_data(prepared, recipe, device))
     key = key_of(params, step, name, seed)
     with RunLog("elsa", f"{step} {name} seed {seed}", key, kind="amend") as log:

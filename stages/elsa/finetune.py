@@ -14,9 +14,9 @@ from stages.common.stage.jobs import run_jobs
 from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, cell_arguments, run
-from stages.elsa.cells import finetuned, pretrained_file, recipe_of
+from stages.elsa.cells import finetuned, recipe_of
 from stages.elsa.params import ElsaParams
-from stages.elsa.train_row import train_row
+from stages.elsa.train_row import pretrained_file, train_row
 
 
 def main() -> None:
@@ -25,16 +25,17 @@ def main() -> None:
     params = load_params(ElsaParams, "elsa")
     prepared, runs = Path("data/elsa") / params.scale, Path("runs/elsa") / params.scale
     names = finetuned(params)
-    inputs = [prepared, *dict.fromkeys(pretrained_file(params, name, seed).parent for name in names)]
+    inputs = [prepared, *(pretrained_file(runs, name, seed).parent for name in names)]
     with Stage("elsa-finetune", params, inputs, seed) as stage:
         if names:
             work = partial(
-                train_row, step="finetune", seed=seed, params=params, prepared=prepared, folder=stage.work
-            )
+                train_row, step="finetune", seed=seed, params=params, prepared=prepared, folder=stage.work,
+                start=runs,
+            )  # fmt: skip
             with progress(
                 f"elsa-finetune seed {seed}", len(names) * recipe_of(params, "finetune").steps
             ) as bar:
-                for name, _ in run_jobs(work, names[::-1]):
+                for name, _ in run_jobs(work, names[::-1]):  # the dearest, which stand last, first
                     bar.note(name)
         if not is_main():
             return

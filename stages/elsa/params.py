@@ -12,7 +12,6 @@ AblationName = Literal[
     "window-no-bias", "window-terms", "window-1-head", "window-2x-heads", "neighborhood-terms",
     "dynamic-filter-norm", "ddf-add", "elsa-no-ghost", "elsa-mul", "elsa-mul-add", "elsa-1-head", "elsa-2x-heads",
 ]  # fmt: skip
-CellName = Literal["all", MixerName]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -67,17 +66,8 @@ class ElsaParams(Section):
     launch: Literal["python", "torchrun --nproc-per-node=gpu"]  # how training stages start
     seeds: Seeds
     mixers: Annotated[list[MixerName], Field(min_length=1), AfterValidator(distinct)]
-    cells: list[
-        CellName
-    ]  # of elsa-pretrain's matrix: `mixers`, or [all] where a cell would cost as much as a training
     ablations: Annotated[list[AblationName], AfterValidator(distinct)]  # rows beside the mixers' own
     image_folder: str | None  # ImageNet as `train/<wnid>/*.JPEG`, `val/<wnid>/*`; needed where it is named
     trunk: Trunk
     pretrain: Recipe
     finetune: Recipe | None  # of the main rows, on a second data set
-
-    @model_validator(mode="after")
-    def _cells_hold_all(self) -> "ElsaParams":
-        if self.cells != ["all"] and self.cells != self.mixers:
-            raise ValueError("cells: must be [all] or the same as mixers")
-        return self

@@ -19,7 +19,7 @@ from stages.elsa.claims import check_claims, per_seed
 from stages.elsa.cost import BATCH, KERNEL, REPEATS, SHAPES, mixer_cost, operator_cost
 from stages.elsa.figures import draw_figures
 from stages.elsa.params import ElsaParams, MixerName
-from stages.elsa.variants import VARIANTS, rows_in
+from stages.elsa.variants import VARIANTS, rows_of
 
 Costs = dict[str, list[float]]
 
@@ -32,7 +32,7 @@ def main() -> None:
         results = read_parquet(evaluated / "results.parquet")
         timings = Timings(report_folder("elsa", params.scale) / "timings.json")
         operator, mixers = measure(timings)
-        rows = rows_in(params)
+        rows = [row for mixer in params.mixers for row in rows_of(mixer, params.ablations)]
         claims = check_claims(results, operator, params)
         table = table_markdown(results, operator, mixers, rows, timings, params)
         write_report(

@@ -19,7 +19,7 @@ from stages.elsa.method.mixers import (
     WindowAttention,
 )
 from stages.elsa.method.swin import MixerFactory, SwinTransformer, elsa_mixer, window_mixer
-from stages.elsa.params import CellName, ElsaParams, MixerName, Trunk
+from stages.elsa.params import AblationName, MixerName, Trunk
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,9 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def rows_in(params: ElsaParams, cell: CellName = "all") -> list[str]:
-    """Names of the rows that a cell of elsa-pretrain trains: each mixer's own and the ablations of it."""
-    mixers = params.mixers if cell == "all" else [cell]
-    return [
-        row
-        for mixer in mixers
-        for row in (mixer, *(a for a in params.ablations if VARIANTS[a].mixer == mixer))
-    ]
+def rows_of(mixer: MixerName, ablations: Sequence[AblationName]) -> list[str]:
+    """Names of the rows that a cell of the matrix trains: the mixer's own and the ablations of it."""
+    return [mixer, *(name for name in ablations if VARIANTS[name].mixer == mixer)]
 
 
 def build_mixer(

@@ -53,8 +53,8 @@ def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     write_params("elsa", settings)
     stage(prepare.main, monkeypatch)
     for seed in settings["seeds"]:
-        for cell in settings["cells"]:
-            stage(pretrain.main, monkeypatch, "--cell", cell, "--seed", seed)
+        for mixer in settings["mixers"]:
+            stage(pretrain.main, monkeypatch, "--mixer", mixer, "--seed", seed)
         stage(finetune.main, monkeypatch, "--seed", seed)
     stage(evaluate.main, monkeypatch)
     stage(report.main, monkeypatch)
@@ -87,7 +87,7 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
     first = {path.name: path.read_bytes() for path in output.iterdir()}
     stage(report.main, monkeypatch)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == first
-    before = load_file(workspace / "runs/elsa/quick/pretrain/all-0/elsa.safetensors")
+    before = load_file(workspace / "runs/elsa/quick/pretrain/elsa-0/elsa.safetensors")
     after = load_file(workspace / "runs/elsa/quick/finetune/0/elsa.safetensors")
     assert before.keys() == after.keys()
     assert not torch.equal(before["head.weight"], after["head.weight"])
@@ -95,11 +95,11 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_killed_training_ends_with_the_same_bytes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is killed in its fourth step, after a checkpoint before every step, and run again."""
-    write_params("elsa", {**tiny(), "mixers": ["depthwise"], "ablations": []})
+    write_params("elsa", tiny())
     stage(prepare.main, monkeypatch)
-    arguments = ("--cell", "all", "--seed", 0)
+    arguments = ("--mixer", "depthwise", "--seed", 0)
     stage(pretrain.main, monkeypatch, *arguments)
-    path = workspace / "runs/elsa/quick/pretrain/all-0/depthwise.safetensors"
+    path = workspace / "runs/elsa/quick/pretrain/depthwise-0/depthwise.safetensors"
     whole = path.read_bytes()
     path.unlink()
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
@@ -141,10 +141,10 @@ def test_fine_tuning_starts_from_the_pretrained_weights(
     settings["finetune"].update(lr=1e-12, min_lr=0.0, weight_decay=0.0)  # stays where it starts
     write_params("elsa", settings)
     stage(prepare.main, monkeypatch)
-    stage(pretrain.main, monkeypatch, "--cell", "all", "--seed", 0)
+    stage(pretrain.main, monkeypatch, "--mixer", "depthwise", "--seed", 0)
     stage(finetune.main, monkeypatch, "--seed", 0)
     runs = workspace / "runs" / "elsa" / "quick"
-    before = load_file(runs / "pretrain" / "all-0" / "depthwise.safetensors")
+    before = load_file(runs / "pretrain" / "depthwise-0" / "depthwise.safetensors")
     after = load_file(runs / "finetune" / "0" / "depthwise.safetensors")
     for name in before.keys() - {"head.weight", "head.bias"}:
         torch.testing.assert_close(after[name], before[name], atol=1e-8, rtol=0)
@@ -165,7 +165,6 @@ def test_real_preset_on_a_stand_in(workspace: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(prepare, "read_cifar10", lambda: stand_in)
     settings = tiny("real")
     settings.update(seeds=[0], mixers=["window", "elsa"], ablations=["elsa-mul-add"])
-    settings["cells"] = settings["mixers"]
     run_all(settings, monkeypatch)
     results = read_parquet(workspace / "reports" / "elsa" / "real" / "results.parquet")
     assert set(results.loc[results["metric"] == "top1", "method"]) == {"window", "elsa", "elsa-mul-add"}
@@ -187,7 +186,7 @@ def test_paper_preset_on_a_stand_in(workspace: Path, monkeypatch: pytest.MonkeyP
                 picture = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(picture).save(folder / f"{index}.jpeg")
     settings = tiny("paper")
-    settings.update(image_folder=str(workspace / "images"), mixers=["elsa"], cells=["elsa"], ablations=[])
+    settings.update(image_folder=str(workspace / "images"), mixers=["elsa"], ablations=[])
     settings["pretrain"].update(batch=4, steps=3)
     write_params("elsa", settings)
     run_all(settings, monkeypatch)
@@ -216,7 +215,6 @@ def test_every_row_can_be_built_and_trained(name: str) -> None:
         ({"mixers": ["best"]}, r"elsa\.mixers\.0 = 'best'"),
         ({"mixers": ["elsa", "elsa"]}, "names a value twice"),
         ({"seeds": []}, r"elsa\.seeds"),
-        ({"cells": ["window"]}, r"must be \[all\] or the same as mixers"),
         ({"extra": 1}, "unknown key"),
         ({"trunk": {**preset("elsa", "quick")["trunk"], "window_size": 4}}, "must be odd"),
         ({"trunk": {**preset("elsa", "quick")["trunk"], "num_heads": [5, 5]}}, "must divide"),
@@ -244,7 +242,7 @@ def test_missing_folder_is_told_in_one_line(workspace: Path, monkeypatch: pytest
 def test_unknown_cell_is_told_in_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_params("elsa", tiny())
     with pytest.raises(ParameterError, match="invalid choice: 'best'"):
-        stage(pretrain.main, monkeypatch, "--cell", "best", "--seed", 0)
+        stage(pretrain.main, monkeypatch, "--mixer", "best", "--seed", 0)
 
 
 def test_damaged_data_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +251,7 @@ def test_damaged_data_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch)
     path = workspace / "data" / "elsa" / "quick" / "textures.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match=r"textures\.safetensors: damaged"):
-        stage(pretrain.main, monkeypatch, "--cell", "all", "--seed", 0)
+        stage(pretrain.main, monkeypatch, "--mixer", "window", "--seed", 0)
     assert not (workspace / "runs").exists()
 
 
