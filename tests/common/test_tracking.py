@@ -384,3 +384,13 @@ def test_the_mlflow_page_lists_the_runs(served: tuple[Path, str], tmp_path: Path
         )
         text = driver.find_element(By.TAG_NAME, "body").text
     assert "chex" in text
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="needs Linux with autogroups")
+def test_sending_steps_back_as_a_session() -> None:
+    """`nice` alone weighs nothing between sessions, and the sender is one of its own."""
+    code = "from stages.common.sync import step_back; step_back(); print(open('/proc/self/autogroup').read())"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], start_new_session=True, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip().endswith("nice 19"), ran.stdout
