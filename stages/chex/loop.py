@@ -81,7 +81,8 @@ class SubModel:
             narrow = self._compact.slice_state(full)
             for name, parameter in self.module.named_parameters():
                 if name in narrow:
-                    self.optimizer.state[parameter][kind] = narrow[name]
+                    # in the parameter's order of memory: fused optimizers go through both as they lie there
+                    self.optimizer.state[parameter][kind] = torch.empty_like(parameter).copy_(narrow[name])
                     for counter, value in self.counters.items():
                         self.optimizer.state[parameter][counter] = value.clone()
 
