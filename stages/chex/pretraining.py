@@ -52,7 +52,7 @@ def train_dense(job: tuple[Part, str], study: Study[Part], seed: int, folder: Pa
     model = study.network(part, seed).to(device)
     dense = ChannelExplorer(model, [], ExplorerConfig(t_max=0, period=1, sparsity=0.0), torch.Generator())
     task = study.task(part, schedule, seed, device)
-    with study.run_log(Job(part, length, None, seed)) as log:
+    with study.run_log(Job(part, length, None, seed), f"dense {part} {length} seed {seed}") as log:
         fit(model, dense, task, schedule, device, log, Checkpoint(folder / f"{part}-{length}.ckpt"))
     if is_main():
         save_file(model.state_dict(), path.with_suffix(".part"))

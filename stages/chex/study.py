@@ -213,7 +213,7 @@ class Study(ABC, Generic[Part]):
 
     def run_log(self, job: Job[Part], name: str = "") -> RunLog:
         """The MLflow run of one training."""
-        named: dict[str, str] = {"method": job.method, "part": job.part}
+        named: dict[str, str] = {"method": job.method, "part": job.part, "data": self.parts[job.part].data}
         return RunLog(
             paper=self.name,
             name=name or f"{job.method} {job.part} {job.setting} seed {job.seed}",

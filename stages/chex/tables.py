@@ -1,10 +1,12 @@
 """What the comparison tables of the three studies share: labels of the rows, latencies, columns."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
 import torch
+from torch import nn
 
 from stages.chex.latency import latency_ratio
 from stages.chex.measures import structure_key
@@ -73,13 +75,15 @@ def measure_speedups(
             for path in timed[job.part]:
                 pair = dense.get_submodule(path), slim.get_submodule(path)
                 name = " ".join(filter(None, (job.part, path, f"batch {batch}", structure_key(pair[1]))))
-
-                def measure(pair: tuple[torch.nn.Module, torch.nn.Module] = pair) -> list[float]:
-                    return [latency_ratio(*pair, shape, LATENCY_REPEATS).ratio]  # noqa: B023
-
+                measure = partial(speedup, *pair, shape)
                 speedups[Job[str](*job), path] = timings.measure(name, measure)[0]
             bar.advance()
     return speedups
+
+
+def speedup(dense: nn.Module, slim: nn.Module, shape: tuple[int, ...]) -> list[float]:
+    """Dense over slim latency on inputs of a shape, as the one number of a list that is kept."""
+    return [latency_ratio(dense, slim, shape, LATENCY_REPEATS).ratio]
 
 
 def latency_note(study: Study[Part], batch: int, timings: Timings) -> str:

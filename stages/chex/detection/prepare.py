@@ -9,6 +9,7 @@ from pathlib import Path
 from stages.chex.detection.params import DetectionParams
 from stages.common.dense.coco import list_coco
 from stages.common.dense.scene_folders import write_coco_scenes
+from stages.common.dense.splits import Split
 from stages.common.stage.errors import ParameterError
 from stages.common.stage.files import output_dir
 from stages.common.stage.params import load_params
@@ -27,8 +28,8 @@ def main() -> None:
         root = output / "coco" if data.root is None else Path(data.root)
         if drawn:
             write_coco_scenes(data, root)
-        counts = {"train": data.train_images, "val": data.val_images}
-        list_coco(root, counts, output, masks="mask-rcnn" in params.detectors)  # type: ignore[arg-type]
+        counts: dict[Split, int | None] = {"train": data.train_images, "val": data.val_images}
+        list_coco(root, counts, output, masks="mask-rcnn" in params.detectors)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def draw(study: DetectorStudy, results: pd.DataFrame, widths: pd.DataFrame, outp
         if "chex" in study.methods:
             target = min(settings.prune.flops)
             run = chex_run(widths, name, target, study.seeds[0])
-            run = run.rename(columns=lambda group: str(group).removeprefix(f"{BODY[name]}."))  # noqa: B023
+            run.columns = run.columns.str.removeprefix(f"{BODY[name]}.")
             title = f"CHEX, {NAMES[name]}, body FLOPs {target:.0%}: widths of the layers"
             figure = width_lines(run, settings.recipe.steps, title)
             write_svg(figure, output / f"widths-over-training-{name}.svg")
