@@ -19,7 +19,7 @@ $(PAPERS): setup
 	@python -m stages.common.show $@
 
 test: setup
-	pytest
+	pytest -n auto --dist loadgroup
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

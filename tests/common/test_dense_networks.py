@@ -63,6 +63,7 @@ def train(
     model: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]], steps: int
 ) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses = []
     for _ in range(steps):
         loss = torch.stack(list(model(images, targets).values())).sum()
@@ -70,6 +71,7 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
+        schedule.step()
         losses.append(loss.item())
     return losses
 
@@ -78,7 +80,7 @@ def test_mask_rcnn_finds_one_object_and_its_mask() -> None:
     torch.manual_seed(0)
     images, targets = pictures()
     model = mask_rcnn(Body(), CHANNELS, 2, SMALL)
-    losses = train(model, images, targets, 60)
+    losses = train(model, images, targets, 150)
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad():
         found, _ = model.eval()(images)

@@ -146,7 +146,6 @@ def test_interrupted_training_goes_on_bit_for_bit(
     augment: str, method: str, pretrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(pretrained)
-    torch.set_num_threads(1)
     recipe = load_params(ChexParams, "chex").data["digits"]
     recipe = recipe.model_copy(update={"mixup": 0.2 if augment == "mixup" else 0.0})
     state, history = train(pretrained / "whole", 10**9, recipe, method)

@@ -81,17 +81,9 @@ def postgres() -> Iterator[str | None]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def serving(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served | None]:
-    """A project whose servers are being started, while tests that do not need them run.
-
-    On PostgreSQL where Debian's package of it is installed, else on SQLite.
-    """
-    if not any("served" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        yield None
-        return
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Papers `alpha` and `beta`, served: on PostgreSQL where Debian's package of it is installed, else on SQLite."""
     folder = make_papers(tmp_path_factory.mktemp("served") / "p", HOLD)
     ports = free_port(), free_port()
     command = [sys.executable, "-m", "flows", "serve"]
@@ -106,17 +98,11 @@ def serving(
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
+            output = folder / LOG
+            wait_for(lambda: process.poll() is not None or "ready;" in output.read_text(), "serve")
+            assert process.poll() is None, output.read_text()
             prefect, mlflow = (f"http://127.0.0.1:{port}" for port in ports)
             yield Served(folder, prefect, mlflow, process, database)
         finally:
             process.terminate()
             process.wait()
-
-
-@pytest.fixture(scope="session")
-def served(serving: Served) -> Served:
-    """Papers `alpha` and `beta`, served."""
-    output = serving.folder / LOG
-    wait_for(lambda: serving.process.poll() is not None or "ready;" in output.read_text(), "serve")
-    assert serving.process.poll() is None, output.read_text()
-    return serving

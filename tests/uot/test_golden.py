@@ -109,21 +109,25 @@ def assert_near(actual: Tensor, expected: np.ndarray) -> None:
     )
 
 
-@pytest.mark.parametrize("path", cases("dual_head"))
-def test_golden_dual_head(path: Path) -> None:
-    case = load(path)
+def filled(case: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The case's weights, under the official names."""
     state = {}
     for name, shape in zip(case["keys"].tolist(), case["shapes"].tolist(), strict=True):
         sizes = tuple(int(size) for size in shape.strip("()[] ").replace(",", " ").split())
         if not name.endswith("num_batches_tracked"):
-            state[name] = fill(name, sizes, int(case["fill_seed"]))
-    model = from_official({f"module.{name}": value for name, value in state.items()})
-    x = tensor(case["x"])
+            state[f"module.{name}"] = fill(name, sizes, int(case["fill_seed"]))
+    return state
+
+
+def dual_head(
+    case: dict[str, np.ndarray], weights: dict[str, Tensor], inputs: np.ndarray, dtype: torch.dtype
+) -> dict[str, np.ndarray]:
+    """What the case records, recomputed in a precision: outputs in eval mode, then the steps on one batch."""
+    model = from_official(weights).to(dtype)
+    x = tensor(inputs).to(dtype)
     with torch.no_grad():
-        assert_near(model.backbone(x), case["eval_features"])
         up, down = model(x)
-        assert_near(up, case["eval_logits_up"])
-        assert_near(down, case["eval_logits_down"])
+        found = {"eval_features": model.backbone(x), "eval_logits_up": up, "eval_logits_down": down}
     lr, weight_decay, weight, ratio, momentum = map(float, case["hyper"])
     optimizer = sgd(model, lr, weight_decay, momentum, ratio)
     model.train()
@@ -132,23 +136,45 @@ def test_golden_dual_head(path: Path) -> None:
     def of(name: str) -> str:
         return name if name.startswith("fc_") else f"backbone.{name}"
 
-    for step, expected in enumerate(case["losses"]):
+    for step in range(len(case["losses"])):
         up, down = model(x)
         losses = joint_loss(up, down, *labels, weight)
         optimizer.zero_grad()
         losses[0].backward()
-        assert [float(loss.detach()) for loss in losses] == pytest.approx(expected.tolist(), rel=1e-4)
+        found[f"losses/{step}"] = torch.stack(losses).detach()
         if step == 0:
             for key in case:
                 if key.startswith("grad/"):
                     gradient = model.get_parameter(of(key.removeprefix("grad/"))).grad
                     assert gradient is not None
-                    assert_near(gradient, case[key])
+                    found[key] = gradient.clone()
         optimizer.step()
     after = model.state_dict()
-    for key in case:
-        if key.startswith("after/"):
-            assert_near(after[of(key.removeprefix("after/"))], case[key])
+    found |= {key: after[of(key.removeprefix("after/"))] for key in case if key.startswith("after/")}
+    return {key: value.double().numpy().ravel() for key, value in found.items()}
+
+
+@pytest.mark.parametrize("path", cases("dual_head"))
+def test_golden_dual_head(path: Path) -> None:
+    """Within 1e-4 of each array's largest magnitude, or four times what rounding does to ours where that is more.
+
+    The filled weights leave batch-norm channels almost constant over the batch, whose statistics magnify rounding: the
+    recorded float32 losses are 2e-4 (first step) and 20 % (second) from those in float64, and another processor's
+    float32 is as far from both. What rounding does is seen from inputs that differ in the last bit.
+    """
+    case = load(path)
+    weights = filled(case)
+    double = dual_head(case, weights, case["x"], torch.float64)
+    signs = np.random.default_rng(0).integers(-1, 2, (3, *case["x"].shape)).astype(np.float32)
+    nearby = [case["x"], *(case["x"] * (1 + sign * np.finfo(np.float32).eps) for sign in signs)]
+    single, *others = (dual_head(case, weights, x, torch.float32) for x in nearby)
+    recorded = {f"losses/{step}": row for step, row in enumerate(case["losses"])}
+    recorded |= {key: case[key] for key in single if key not in recorded}
+    for key, expected in recorded.items():
+        size = expected.size
+        rounding = max(np.abs(run[key] - double[key])[:size].max() for run in (single, *others))
+        tolerance = float(max(1e-4 * np.abs(expected).max(), 4 * rounding))
+        assert single[key][:size] == pytest.approx(expected.ravel(), abs=tolerance), key
 
 
 @pytest.mark.parametrize("path", cases("misc"))

@@ -93,7 +93,6 @@ def test_finetuning_resumes_to_the_same_bytes(
             return run(None, path)
         return network, history
 
-    torch.set_num_threads(1)
     straight, history = run(None, tmp_path / "a")
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     resumed, again = run(7, tmp_path / "b")
