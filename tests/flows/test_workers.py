@@ -123,7 +123,7 @@ def test_workers_need_a_commit_and_a_remote(
         assert "commit first: source.txt" in flows(folder, *arguments, code=2).stderr
 
 
-def test_stages_run_on_workers_of_other_clones(fleet: Fleet) -> None:
+def test_stages_run_on_workers_of_other_clones_and_outlive_a_killed_worker(fleet: Fleet) -> None:
     """Same bytes as `dvc repro`, though a worker is killed on the way; and nobody computes again what is in the remote."""
     home, later = fleet.home, fleet.later
     flow = start_flows(home, "reproduce", "end", "--workers", "--jobs", "2")
