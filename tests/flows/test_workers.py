@@ -1,18 +1,24 @@
-"""Work on workers: two clones beside the flow's own, one DVC remote; a worker that is killed, runs that are cancelled."""
+"""Work on workers: two clones beside the flow's own, one DVC remote; a worker that is killed, runs that are cancelled.
+
+Each worker has a host of its own where the kernel makes network namespaces for us (Linux, root, iproute2), else a process.
+"""
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 from tests.flows.conftest import Served
+from tests.flows.hosts import Host, host
 from tests.flows.papers import CLAIMS
 from tests.flows.project import (
     SERVER,
@@ -36,12 +42,16 @@ SLOW = "echo half > slow.txt; echo $$ > slow.pid; sleep 600"
 
 
 @contextlib.contextmanager
-def worker(clone: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker of the pool `cpu` in this clone."""
+def worker(clone: Path, api: str, machine: Host | None) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker of the pool `cpu` in this clone, on this host."""
+    command = [sys.executable, "-m", "flows", "worker", "cpu", "--limit", "1"]
+    if machine is not None:
+        command = machine.on(command)
+        api = api.replace("127.0.0.1", machine.gateway)
     with (clone / ".worker.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows", "worker", "cpu", "--limit", "1"],
-            cwd=clone, env=environment(ENCORE_GPUS=""), stdout=log, stderr=subprocess.STDOUT,
+            command, cwd=clone, env=environment(ENCORE_GPUS="", PREFECT_API_URL=api),
+            stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
         yield process
@@ -56,6 +66,7 @@ class Fleet:
 
     home: Path
     workers: dict[Path, "subprocess.Popen[bytes]"]  # by clone
+    machines: int  # on how many hosts of their own
     later: Path
     runs: Path  # a line for each time that the counting stages have run
 
@@ -95,11 +106,18 @@ def fleet(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     commit(home, "a remote")
     for name in ("one", "two", "later", "theirs"):
         git(folder, "clone", "-q", str(home), name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SERVER, "PREFECT_API_URL", f"{served.prefect}/api")
-        with worker(folder / "one") as one, worker(folder / "two") as two:
-            workers = {folder / "one": one, folder / "two": two}
-            yield Fleet(home, workers, folder / "later", folder / "runs")
+    api = f"{served.prefect}/api"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setitem(SERVER, "PREFECT_API_URL", api)
+        port = urlsplit(api).port
+        assert port is not None
+        machines = [stack.enter_context(host(number, port)) for number in range(2)]
+        clones = (folder / "one", folder / "two")
+        workers = {
+            clone: stack.enter_context(worker(clone, api, machine))
+            for clone, machine in zip(clones, machines, strict=True)
+        }
+        yield Fleet(home, workers, len([m for m in machines if m]), folder / "later", folder / "runs")
 
 
 def test_workers_need_a_commit_and_a_remote(
@@ -130,6 +148,8 @@ def test_stages_run_on_workers_of_other_clones_and_outlive_a_killed_worker(fleet
     pid = wait_for(lambda: fleet.find("pid"), "the stage")
     stage = int(pid.read_text())
     (busy,) = (process for clone, process in fleet.workers.items() if pid.is_relative_to(clone))
+    networks = {os.readlink(f"/proc/{process.pid}/ns/net") for process in fleet.workers.values()}
+    assert len(networks - {os.readlink("/proc/self/ns/net")}) == fleet.machines
     (child,) = (p for p in psutil.Process(busy.pid).children() if "worker" in p.cmdline())
     child.kill()
     wait_for(lambda: not psutil.pid_exists(stage), "the end of the stage")
