@@ -216,9 +216,13 @@ def main() -> None:
 
 
 def step_back() -> None:
-    """Leave the cores to the stages. Linux weighs sessions against each other first, and `nice` counts only within one."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+    """Leave the cores to the stages. Linux weighs sessions against each other first, and `nice` counts only within one.
+
+    In somebody else's session (`make sync` in a terminal) it is not for us to say what that weighs.
+    """
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19")
 
 
 if __name__ == "__main__":

@@ -387,21 +387,25 @@ def test_the_mlflow_page_lists_the_runs(served: tuple[Path, str], tmp_path: Path
 
 
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="needs Linux with autogroups")
-def test_sending_steps_back_as_a_session() -> None:
-    """`nice` alone weighs nothing between sessions, and the sender is one of its own."""
-    code = """
+@pytest.mark.parametrize("own", [True, False])
+def test_sending_steps_back_in_a_session_of_its_own(own: bool) -> None:
+    """`nice` alone weighs nothing between sessions; a session that is not the sender's keeps its weight."""
+    step = "from stages.common.sync import step_back; step_back()"
+    inner = [sys.executable, "-c", f"{step}; print(open('/proc/self/autogroup').read())"]
+    code = f"""
+import subprocess
 from pathlib import Path
-from stages.common.sync import step_back
 weight = Path("/proc/self/autogroup")
-step_back()
 try:
-    print(weight.read_text())
-    weight.write_text("18")
-except OSError as error:
+    weight.write_text("5")
+    assert weight.read_text().strip().endswith("nice 5")
+except (OSError, AssertionError) as error:
     print("kept:", error)
+else:
+    subprocess.run({inner!r}, start_new_session={own}, check=True)
 """
     ran = subprocess.run([sys.executable, "-c", code], start_new_session=True, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr  # to be refused costs the sender nothing
-    if "kept:" in ran.stdout:
+    assert ran.returncode == 0, ran.stderr
+    if ran.stdout.startswith("kept:"):
         pytest.skip(f"this kernel lets no process weigh its session ({ran.stdout.strip()})")
-    assert ran.stdout.strip().endswith("nice 19"), ran.stdout
+    assert ran.stdout.strip().endswith("nice 19" if own else "nice 5"), ran.stdout
