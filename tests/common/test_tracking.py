@@ -78,7 +78,12 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
     ]  # fmt: skip
     log = (folder / "server.log").open("w")
     process = subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     )
     try:
         while True:
