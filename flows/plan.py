@@ -3,6 +3,7 @@
 A stage that only depends on one that runs is *pending*: whether it runs is known when that one has ended.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -112,8 +113,13 @@ def make_plan(repo: "Repo", targets: Iterable[str], force: bool = False, single:
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
     plan = Plan(list(targets))
+    known = {stage.addressing: stage for stage in repo.index.stages}
     try:
-        stages = collect_stages(repo, plan.targets or ["dvc.yaml"])
+        found = (  # DVC would read the whole dvc.yaml again for each name
+            [known[target]] if target in known else collect_stages(repo, [target])
+            for target in plan.targets or ["dvc.yaml"]
+        )
+        stages = list(dict.fromkeys(itertools.chain.from_iterable(found)))
     except DvcException as error:
         names = sorted({stage.addressing.partition("@")[0] for stage in repo.index.stages})
         nearby = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")

@@ -28,6 +28,7 @@ import psutil
 
 from flows.errors import Cancelled, FlowError
 from flows.parameters import read_parameters_once
+from flows.pipeline_files import PipelineFiles
 from flows.plan import Plan, Step, first_line, make_plan
 
 Log = Callable[[str], None]
@@ -69,6 +70,7 @@ class Project:
         from dvc.repo import Repo
 
         read_parameters_once()
+        self._files = PipelineFiles(self.root / FOLDER / "parsed.txt")
         try:
             return Repo(str(self.root))
         except DvcException as error:
@@ -119,6 +121,7 @@ class Project:
                 plan = make_plan(self.repo, targets, force, single)
             except DvcException as error:
                 raise FlowError(first_line(error)) from error
+        self._files.save()
         for number, step in enumerate(plan.steps.values()):
             if path := lock_file(step.stage):
                 self._order.setdefault(path, {})[step.stage.name] = number

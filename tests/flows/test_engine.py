@@ -15,7 +15,7 @@ import pytest
 
 from flows.engine import open_session
 from flows.errors import FlowError, Killed, UsageError
-from flows.plan import read_needs
+from flows.plan import Step, read_needs
 from flows.process import Leash, Lines, run_command
 from flows.project import Project, update_lock_file
 from flows.slots import Pool, gpu_names, take_gpu
@@ -132,6 +132,33 @@ def test_parameters_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
             reproduce(ours, "b")
             run(["dvc", "repro", "-q", "b"], theirs)
             assert state_of(ours) == state_of(theirs)
+
+
+def test_pipeline_files_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept of them is used while their text is the same, and only where it is whole."""
+    folder = make_project(tmp_path / "p", diamond())
+    reproduce(folder, "d")
+    os.chdir(folder)
+
+    def plan() -> list[Step]:
+        with contextlib.closing(Project()) as project:
+            return project.plan(["d", "d"]).to_run
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("parsed again")
+
+    assert plan() == []
+    kept = folder / ".encore/flows/parsed.txt"
+    whole = kept.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("dvc.utils.serialize.parse_yaml", refuse)
+        assert plan() == []
+    kept.write_text(whole.replace("{", "", 1) + "nonsense")
+    assert plan() == []
+    assert sorted(kept.read_text().splitlines()) == sorted(whole.splitlines())
+    text = (folder / "dvc.yaml").read_text()
+    (folder / "dvc.yaml").write_text(text.replace("echo d >", "echo new >"))
+    assert [step.reason for step in plan()] == ["its command changed"]
 
 
 def test_stages_run_side_by_side_up_to_jobs(tmp_path: Path) -> None:
