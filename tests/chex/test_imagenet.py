@@ -40,7 +40,7 @@ def data(imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> FolderData
     described = tmp_path_factory.mktemp("prepared") / "imagenet.json"
     described.write_text(json.dumps(describe_imagenet(str(imagenet))))
     recipe = ChexParams.model_validate(yaml.safe_load(PRESET.read_text())).data["imagenet"]
-    small = recipe.model_copy(update={"net": "resnet18", "batch": 4, "steps": 4, "warmup": 1})
+    small = recipe.model_copy(update={"net": "resnet18", "batch": 2, "steps": 4, "warmup": 1})
     return FolderData(described, CLASSES["imagenet"], small, torch.device("cpu"))
 
 

@@ -2,30 +2,35 @@
 wrong.
 """
 
+import itertools
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 
+from stages.common.stage.errors import InputError, ParameterError
+from stages.fedformer import evaluate, prepare, train, training
 from stages.fedformer.claims import check_claims
 from stages.fedformer.params import FedformerParams
+from tests.common.stages import Settings, open_workspace, preset, stage, write_params
 from tests.fedformer.mirror import in_mirror_or_skip
 
-ROOT = Path(__file__).parents[2]
+MIRROR = os.environ.get("ENCORE_MIRROR", "")
 
 
-def tiny(scale: str) -> dict[str, Any]:
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return open_workspace(tmp_path, monkeypatch)
+
+
+def tiny(scale: str) -> Settings:
     """One data set of a scale's own preset, the generated one or ILI, with everything that costs time made small."""
-    params = yaml.safe_load((ROOT / f"conf/fedformer/{scale}.yaml").read_text())
+    params = preset("fedformer", scale)
     data = "generated" if scale == "quick" else "ili"
     recipe = params["data"][data]
     horizon = 96 if data == "generated" else 24
@@ -47,37 +52,18 @@ def tiny(scale: str) -> dict[str, Any]:
     return params
 
 
-def stage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"stages.fedformer.{arguments[0]}", *arguments[1:]],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "ENCORE_JOBS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def workplace(folder: Path, params: dict[str, Any]) -> Path:
-    (folder / "params.yaml").write_text(yaml.safe_dump({"fedformer": params}))
-    shutil.copytree(ROOT / "reports" / "published", folder / "reports" / "published")
-    return folder
-
-
-def finish(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("scale", ["quick", "real", "paper"])
-def test_stages_run_from_end_to_end(scale, tmp_path):
+def test_stages_run_from_end_to_end(scale: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if scale != "quick":
+        monkeypatch.setenv("ENCORE_MIRROR", MIRROR)
         in_mirror_or_skip("ili")
-    folder = workplace(tmp_path, tiny(scale))
-    finish(stage(folder, "prepare"))
+    write_params("fedformer", tiny(scale))
+    stage(prepare.main, monkeypatch)
     for model in ("fedformer-f", "dlinear"):
-        for seed in ("0", "1"):
-            finish(stage(folder, "train", "--model", model, "--seed", seed))
-    finish(stage(folder, "evaluate"))
-    results = pd.read_parquet(folder / f"runs/fedformer/{scale}/evaluate/results.parquet")
+        for seed in (0, 1):
+            stage(train.main, monkeypatch, "--model", model, "--seed", seed)
+    stage(evaluate.main, monkeypatch)
+    results = pd.read_parquet(workspace / f"runs/fedformer/{scale}/evaluate/results.parquet")
     assert set(results["method"]) == {"fedformer-f", "dlinear", "repeat-last"}
     assert set(results["table"]) == {"multivariate", "ablation"}
     assert results["value"].notna().all()
@@ -92,37 +78,39 @@ def test_stages_run_from_end_to_end(scale, tmp_path):
     assert {claim.id.partition("-")[0] for claim in claims} == set("123456789")
 
 
-def test_a_killed_training_ends_with_the_same_weights(tmp_path):
-    params = tiny("quick")
-    params["data"]["generated"] |= {
-        "width": 64,
-        "hidden": 256,
-        "epochs": 3,
-        "train_windows": None,
-        "variations": [],
-    }
-    folder = workplace(tmp_path, params)
-    finish(stage(folder, "prepare"))
-    weights = folder / "runs/fedformer/quick/train/fedformer-f-0/generated-M-96.safetensors"
-    code = (
-        "import sys, stages.fedformer.training as t; from stages.fedformer import train; "
-        "t.CHECKPOINT_SECONDS = 0.0; "
-        "sys.argv = ['train', '--model', 'fedformer-f', '--seed', '0']; train.main()"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ENCORE_JOBS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(".encore/work/*/*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(folder.glob(".encore/work/*/*.ckpt"))
-    assert not weights.exists()
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
-    resumed = weights.read_bytes()
-    shutil.rmtree(folder / "runs")
-    finish(stage(folder, "train", "--model", "fedformer-f", "--seed", "0"))
-    assert weights.read_bytes() == resumed
+def test_a_killed_training_ends_with_the_same_weights(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is killed in its second step, after a checkpoint before every step, and run again."""
+    write_params("fedformer", tiny("quick"))
+    stage(prepare.main, monkeypatch)
+    cell = ("--model", "fedformer-f", "--seed", 0)
+    stage(train.main, monkeypatch, *cell)
+    folder = workspace / "runs/fedformer/quick/train/fedformer-f-0"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(train, "run_jobs", lambda work, jobs: ((job, work(job)) for job in jobs))
+    child = os.fork()
+    if not child:
+        batches = itertools.count()
+        batch = training.batch
+
+        def dies(*arguments: Any) -> Any:
+            if next(batches) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return batch(*arguments)
+
+        monkeypatch.setattr(training, "batch", dies)
+        try:
+            stage(train.main, monkeypatch, *cell)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(workspace.glob(".encore/work/*/*.ckpt"))
+    assert not folder.exists()
+    stage(train.main, monkeypatch, *cell)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
 @pytest.mark.parametrize(
@@ -133,32 +121,30 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path):
         ({"models": ["dlinear", "informer"]}, "models that no data set names: informer"),
     ],
 )
-def test_wrong_parameters_are_told_in_one_line(change, message, tmp_path):
-    done = stage(workplace(tmp_path, tiny("quick") | change), "prepare")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "data").exists()
+def test_wrong_parameters_are_told_in_one_line(
+    change: Settings, message: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params("fedformer", tiny("quick") | change)
+    with pytest.raises(ParameterError, match=message) as error:
+        stage(prepare.main, monkeypatch)
+    assert "\n" not in str(error.value)
+    assert not (workspace / "data" / "fedformer").exists()
 
 
-def test_a_missing_input_is_told_in_one_line(tmp_path):
-    done = stage(workplace(tmp_path, tiny("quick")), "evaluate")
-    assert done.returncode == 3
-    assert "data/fedformer/quick" in done.stderr
+def test_a_missing_input_is_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_params("fedformer", tiny("quick"))
+    with pytest.raises(InputError, match="data/fedformer/quick"):
+        stage(evaluate.main, monkeypatch)
 
 
-def test_models_pick_what_is_run_of_each_data_set():
-    params = yaml.safe_load((ROOT / "conf/fedformer/real.yaml").read_text()) | {
-        "models": ["nlinear", "dlinear"]
-    }
+def test_models_pick_what_is_run_of_each_data_set() -> None:
+    params = preset("fedformer", "real") | {"models": ["nlinear", "dlinear"]}
     for recipe in FedformerParams.model_validate(params).data.values():
         assert set(recipe.models) == {"dlinear", "nlinear", "repeat-last"}
 
 
 @pytest.mark.parametrize("scale", ["quick", "real", "paper"])
-def test_presets_are_valid(scale):
-    params = FedformerParams.model_validate(
-        yaml.safe_load((ROOT / f"conf/fedformer/{scale}.yaml").read_text())
-    )
+def test_presets_are_valid(scale: str) -> None:
+    params = FedformerParams.model_validate(preset("fedformer", scale))
     assert len(params.seeds) >= 3
     assert json.loads(params.model_dump_json())["scale"] == scale
