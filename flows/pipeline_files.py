@@ -4,6 +4,7 @@ DVC parses them in every process, at 50 µs a line: with 44,000 lines of locks, 
 text parses to is kept as JSON under the text's digest, so that nothing depends on file times.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,8 +20,8 @@ class PipelineFiles:
         from dvc.utils.serialize import parse_yaml
 
         self._path, self._parse = path, parse_yaml
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._known = dict(line.split(" ", 1) for line in lines if " " in line)
+        self._kept = path.read_text(errors="replace") if path.exists() else ""
+        self._known = dict(line.split(" ", 1) for line in self._kept.splitlines() if " " in line)
         self._used: dict[str, str] = {}
         strictyaml.parse_yaml = self.parse
 
@@ -46,10 +47,15 @@ class PipelineFiles:
         return content
 
     def save(self) -> None:
-        """Keep what this process has needed, and nothing else."""
+        """Keep what this process has needed, and nothing else; a flow goes on where it cannot be written."""
         text = "".join(f"{digest} {entry}\n" for digest, entry in self._used.items())
-        if not self._path.exists() or self._path.read_text() != text:
+        if text == self._kept:
+            return
+        new = self._path.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            new = self._path.with_suffix(f".{os.getpid()}")
             new.write_text(text)
             new.replace(self._path)
+            self._kept = text
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)

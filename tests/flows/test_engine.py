@@ -153,7 +153,7 @@ def test_pipeline_files_are_parsed_once(tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr("dvc.utils.serialize.parse_yaml", refuse)
         assert plan() == []
-    kept.write_text(whole.replace("{", "", 1) + "nonsense")
+    kept.write_bytes(whole.replace("{", "", 1).encode() + b"nonsense \xff")
     assert plan() == []
     assert sorted(kept.read_text().splitlines()) == sorted(whole.splitlines())
     text = (folder / "dvc.yaml").read_text()
