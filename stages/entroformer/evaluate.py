@@ -9,6 +9,7 @@ latents and the encoder's own picture, over all held-out pictures; table "anchor
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,14 @@ def main() -> None:
     ]
     with Stage("entroformer-evaluate", params, inputs):
         rows: list[Row] = []
-        with progress("entroformer-evaluate", len(work) + 1) as bar:
+        settings = list(product(ANCHORS, params.qualities))
+        with progress("entroformer-evaluate", len(work) + len(settings)) as bar:
             for _, numbers in run_jobs(partial(evaluate, params=params, prepared=prepared), work):
                 rows += numbers
                 bar.advance()
-            rows += anchors(params, prepared)
-            bar.advance()
+            for _, numbers in run_jobs(partial(anchor_rows, params=params, prepared=prepared), settings):
+                rows += numbers
+                bar.advance()
         with output_dir(runs / "evaluate") as output:
             write_parquet(results_frame(rows), output / "results.parquet")
 
@@ -139,25 +142,20 @@ def files(codec: ImageCodec, pictures: dict[str, torch.Tensor]) -> dict[str, flo
     }
 
 
-def anchors(params: EntroformerParams, prepared: Path) -> list[Row]:
-    """Rates and distortions of Pillow's codecs on the held-out pictures."""
-    rows: list[Row] = []
-    pictures = held_out_pictures(prepared)
-    for name in ANCHORS:
-        for quality in params.qualities:
-            size, quality_numbers, pixels = 0, [], 0
-            for value in pictures.values():
-                count, out = anchor(name, value.permute(1, 2, 0).contiguous().numpy(), quality)
-                size, pixels = size + count, pixels + value.shape[1] * value.shape[2]
-                decoded = torch.from_numpy(out.copy()).permute(2, 0, 1)[None]
-                quality_numbers.append((psnr(value[None], decoded), float(ms_ssim(value[None], decoded))))
-            mean_psnr, mean_ssim = np.mean(quality_numbers, 0)
-            numbers = {"bpp": 8 * size / pixels, "PSNR": mean_psnr, "MS-SSIM": mean_ssim}
-            key = run_key("entroformer", params.scale, name, quality)
-            rows += [
-                tidy(params, "anchors", name, f"quality {quality}", n, v, 0, key) for n, v in numbers.items()
-            ]
-    return rows
+def anchor_rows(setting: tuple[str, int], params: EntroformerParams, prepared: Path) -> list[Row]:
+    """Rate and distortion of one of Pillow's codecs on the held-out pictures, at one quality."""
+    name, quality = setting
+    size = pixels = 0
+    distortions = []
+    for value in held_out_pictures(prepared).values():
+        count, out = anchor(name, value.permute(1, 2, 0).contiguous().numpy(), quality)
+        size, pixels = size + count, pixels + value.shape[1] * value.shape[2]
+        decoded = torch.from_numpy(out.copy()).permute(2, 0, 1)[None]
+        distortions.append((psnr(value[None], decoded), float(ms_ssim(value[None], decoded))))
+    mean_psnr, mean_ssim = np.mean(distortions, 0)
+    numbers = {"bpp": 8 * size / pixels, "PSNR": mean_psnr, "MS-SSIM": mean_ssim}
+    key = run_key("entroformer", params.scale, name, quality)
+    return [tidy(params, "anchors", name, f"quality {quality}", n, v, 0, key) for n, v in numbers.items()]
 
 
 def tidy(
