@@ -1,15 +1,12 @@
-"""Mask R-CNN, SSD and UPerNet on any backbone: they fit one picture, and have the sizes that are known of them."""
+"""Mask R-CNN and UPerNet on any backbone: they fit one picture, and have the sizes that are known of them."""
 
-from collections import OrderedDict
-
-import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from stages.common.dense.detectors import MaskRCNNConfig, SSDConfig, mask_rcnn, ssd
+from stages.common.dense.detectors import MaskRCNNConfig, mask_rcnn
 from stages.common.dense.semantic import IGNORED
 from stages.common.dense.upernet import PyramidPooling, UPerNet, UPerNetConfig
 
@@ -92,19 +89,6 @@ def test_mask_rcnn_finds_one_object_and_its_mask() -> None:
     assert (mask & true).sum() > 0.7 * (mask | true).sum()
 
 
-def test_ssd_finds_one_object() -> None:
-    torch.manual_seed(0)
-    images, targets = pictures()
-    config = SSDConfig(SIZE, (0.15, 0.3, 0.5, 0.8, 0.9), ((2,),) * 4, (4, 8, 16, 32))
-    model = ssd(Body(), CHANNELS, 2, config)
-    train(model, images, targets, 40)
-    with torch.no_grad():
-        found, _ = model.eval()(images)
-    best = int(found["scores"].argmax())
-    assert found["labels"][best] == 2
-    assert (found["boxes"][best] - targets[0]["boxes"][0]).abs().max() < 5
-
-
 def test_upernet_segments_one_object() -> None:
     torch.manual_seed(0)
     images, targets = pictures()
@@ -169,13 +153,3 @@ def test_default_mask_rcnn_is_torchvisions() -> None:
     assert count(ours) == count(theirs) == 44_401_393 + 53_120  # weights and biases of batch norm
     anchors = ours.rpn.anchor_generator
     assert anchors.sizes == ((32,), (64,), (128,), (256,), (512,))
-
-
-@pytest.mark.parametrize("side", [63, 100])
-def test_ssd_takes_any_image(side: int) -> None:
-    config = SSDConfig(SIZE, (0.15, 0.3, 0.5, 0.8, 0.9), ((2,),) * 4, (4, 8, 16, 32))
-    model = ssd(Body(), CHANNELS, 2, config).eval()
-    assert isinstance(model.backbone(torch.rand(1, 3, SIZE, SIZE)), OrderedDict)
-    with torch.no_grad():
-        (found,) = model([torch.rand(3, side, side)])
-    assert found["boxes"].shape[1] == 4

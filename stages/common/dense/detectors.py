@@ -1,20 +1,18 @@
-"""Torchvision's Mask R-CNN and SSD on any backbone.
+"""Torchvision's Mask R-CNN on any backbone.
 
 A backbone maps images `[B, 3, H, W]` to a dict of maps `[B, C_l, H_l, W_l]` by name, finest first. Detectors are called as
 torchvision's: `detector(images, targets)` gives a dict of losses in training, `detector(images)` a list of dicts (boxes,
 scores, labels, masks) in evaluation. Images are 0 .. 1, of any sizes; labels are 1 .. classes, 0 is the background.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -89,33 +87,3 @@ def mask_rcnn(body: nn.Module, in_channels: Sequence[int], classes: int, config:
         mask_head=MaskRCNNHeads(config.channels, config.mask_channels, 1),
         mask_predictor=MaskRCNNPredictor(config.mask_channels[-1], config.mask_channels[-1], classes + 1),
     )
-
-
-@dataclass(frozen=True)
-class SSDConfig:
-    """Default boxes of an SSD: for each map the sides over the image's side (one more: the last map's second) and ratios."""
-
-    size: int  # side of the square that images are resized to
-    scales: tuple[float, ...]
-    ratios: tuple[tuple[int, ...], ...]  # besides 1, each with its inverse
-    strides: tuple[int, ...]
-
-
-class _Ordered(nn.Module):
-    """A backbone whose maps torchvision's SSD takes: it wants an OrderedDict."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x_BCHW: Tensor) -> OrderedDict[str, Tensor]:
-        return OrderedDict(self.body(x_BCHW))
-
-
-def ssd(body: nn.Module, in_channels: Sequence[int], classes: int, config: SSDConfig) -> SSD:
-    """An SSD on the backbone `body`, whose maps have `in_channels` channels."""
-    boxes = DefaultBoxGenerator(
-        [list(ratios) for ratios in config.ratios], scales=list(config.scales), steps=list(config.strides)
-    )
-    head = SSDHead(list(in_channels), boxes.num_anchors_per_location(), classes + 1)
-    return SSD(_Ordered(body), boxes, (config.size, config.size), classes + 1, list(MEAN), list(STD), head)
