@@ -1,8 +1,6 @@
 """The stages end to end on tiny inputs; what happens after a kill, and on wrong parameters and missing folders."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from stages.elsa import data, evaluate, finetune, prepare, pretrain, report, tra
 from stages.elsa.params import ElsaParams, Recipe, Trunk
 from stages.elsa.textures import make_textures
 from stages.elsa.variants import VARIANTS, build_network
-from tests.common.stages import Settings, open_workspace, preset, stage, write_params
+from tests.common.stages import Settings, killed_stage, open_workspace, preset, stage, write_params
 
 ABLATIONS = (
     "window-no-bias", "window-1-head", "window-2x-heads", "elsa-no-ghost", "elsa-1-head", "elsa-2x-heads",
@@ -103,21 +101,7 @@ def test_a_killed_training_ends_with_the_same_bytes(workspace: Path, monkeypatch
     whole = path.read_bytes()
     path.unlink()
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    child = os.fork()
-    if not child:
-        rate = training.learning_rate
-
-        def dies(step: int, recipe: Recipe) -> float:
-            if step == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return rate(step, recipe)
-
-        monkeypatch.setattr(training, "learning_rate", dies)
-        try:
-            stage(pretrain.main, monkeypatch, *arguments)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_stage(pretrain.main, monkeypatch, training, "learning_rate", 7, *arguments)
     assert not path.exists()
     assert list((workspace / ".encore" / "work").glob("elsa-pretrain-*/depthwise.ckpt"))
     steps: list[int] = []

@@ -2,13 +2,10 @@
 wrong.
 """
 
-import itertools
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,7 +14,7 @@ from stages.common.stage.errors import InputError, ParameterError
 from stages.fedformer import evaluate, prepare, train, training
 from stages.fedformer.claims import check_claims
 from stages.fedformer.params import FedformerParams
-from tests.common.stages import Settings, open_workspace, preset, stage, write_params
+from tests.common.stages import Settings, killed_stage, open_workspace, preset, stage, write_params
 from tests.fedformer.mirror import in_mirror_or_skip
 
 MIRROR = os.environ.get("ENCORE_MIRROR", "")
@@ -90,23 +87,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(train, "run_jobs", lambda work, jobs: ((job, work(job)) for job in jobs))
-    child = os.fork()
-    if not child:
-        batches = itertools.count()
-        batch = training.batch
-
-        def dies(*arguments: Any) -> Any:
-            if next(batches) == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return batch(*arguments)
-
-        monkeypatch.setattr(training, "batch", dies)
-        try:
-            stage(train.main, monkeypatch, *cell)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_stage(train.main, monkeypatch, training, "batch", 2, *cell)
     assert list(workspace.glob(".encore/work/*/*.ckpt"))
     assert not folder.exists()
     stage(train.main, monkeypatch, *cell)

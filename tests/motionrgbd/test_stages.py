@@ -25,7 +25,7 @@ from stages.motionrgbd.method.unimodal import UnimodalNet
 from stages.motionrgbd.networks import ROWS
 from stages.motionrgbd.official import to_official
 from stages.motionrgbd.params import MotionrgbdParams
-from tests.common.stages import Settings, open_workspace, preset, stage, write_params
+from tests.common.stages import Settings, killed_stage, open_workspace, preset, stage, write_params
 
 NETWORK = {
     "spatial": "plain", "widths": [4, 6], "strides": [4, 2], "dim": 64, "frames": [2, 3, 4], "depth": 1, "heads": 2,
@@ -120,10 +120,6 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-class Killed(Exception):
-    """Stands for SIGKILL: nothing after it runs."""
-
-
 @pytest.mark.parametrize("step", ["pretrain", "finetune"])
 def test_a_killed_training_ends_with_the_same_bytes(
     step: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,17 +137,8 @@ def test_a_killed_training_ends_with_the_same_bytes(
     expected = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    ticks = []
-
-    def dying(steps: int = 1) -> None:
-        ticks.append(steps)
-        if len(ticks) == 18:  # in the second job, after its first epoch of four steps
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "tick", dying)
-        with pytest.raises(Killed):
-            stage(main, patch, *arguments)
+    # in the second job, after its first epoch of four steps
+    killed_stage(main, monkeypatch, training, "tick", 18, *arguments)
     assert not folder.exists()
     assert list((workspace / ".encore" / "work").rglob("*.ckpt"))
     stage(main, monkeypatch, *arguments)

@@ -33,7 +33,7 @@ from stages.transfgu.method.vision_transformer import VisionTransformer
 from stages.transfgu.official import to_official
 from stages.transfgu.params import TransfguParams
 from tests.common.browser import browser, console_problems, emulate, needs_browser, requested_urls
-from tests.common.stages import Settings, open_workspace, preset, stage, write_params
+from tests.common.stages import Settings, killed_stage, open_workspace, preset, stage, write_params
 
 
 def tiny(scale: str) -> Settings:
@@ -99,10 +99,6 @@ def test_quick_stages_end_to_end(workspace: Path, monkeypatch: pytest.MonkeyPatc
     assert heads.read_bytes() == before
 
 
-class Killed(Exception):
-    """Stands for SIGKILL: nothing after it runs."""
-
-
 @pytest.mark.parametrize("step", ["pretrain", "train"])
 def test_a_killed_training_ends_with_the_same_bytes(
     step: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,17 +119,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
     expected = path.read_bytes()
     shutil.rmtree(path.parent)
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
-    ticks = []
-
-    def dying(steps: int = 1) -> None:
-        ticks.append(steps)
-        if len(ticks) == 3:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "tick", dying)
-        with pytest.raises(Killed):
-            stage(main, patch, *arguments)
+    killed_stage(main, monkeypatch, module, "tick", 3, *arguments)
     assert not path.exists()
     assert list((workspace / ".encore" / "work").rglob("*.ckpt"))
     stage(main, monkeypatch, *arguments)

@@ -1,9 +1,7 @@
 """The stages end to end on tiny inputs; what happens after a kill, and on wrong parameters and missing folders."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from stages.elsa.dense.networks import build_network, full_size, load_pretrained
 from stages.elsa.dense.params import ElsaDenseParams
 from stages.elsa.params import Trunk
 from stages.elsa.variants import build_network as build_classifier
-from tests.common.stages import Settings, open_workspace, preset, stage, write_params
+from tests.common.stages import Settings, killed_stage, open_workspace, preset, stage, write_params
 
 PAPER = "elsa-dense"
 DETECTION = {
@@ -121,21 +119,7 @@ def test_a_killed_training_ends_with_the_same_bytes(workspace: Path, monkeypatch
     shutil.rmtree(folder)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     rate = training.learning_rate
-    child = os.fork()
-    if not child:
-
-        def dies(step: int, recipe: Recipe) -> float:
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return rate(step, recipe)
-
-        monkeypatch.setattr(train, "run_jobs", lambda work, jobs: ((job, work(job)) for job in jobs))
-        monkeypatch.setattr(training, "learning_rate", dies)
-        try:
-            stage(train.main, monkeypatch, *arguments)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_stage(train.main, monkeypatch, training, "learning_rate", 5, *arguments)
     assert not folder.exists()
     assert list((workspace / ".encore" / "work").glob("elsa-dense-train-*/detection.ckpt"))
     steps: list[tuple[int, float]] = []
