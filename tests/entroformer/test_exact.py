@@ -106,8 +106,20 @@ def test_integer_attention_weights(keys: int, topk: int, seed: int) -> None:
     weights = integer_weights(scores, torch.full((3, 1), 1.5), topk)
     assert torch.equal(weights, weights.round())
     assert (weights.sum(-1) <= ROW_SUM).all()
+    # scores are compared in steps: a key less than one below the last of the k is level with it, and stays too
+    scaled, step = 1.5 * scores, 1.0 / EXP_STEPS
+    threshold = scaled.topk(min(topk, keys)).values[:, -1:]
+    kept = scaled.masked_fill(weights == 0, float("inf"))
+    assert (kept > threshold - 2 * step).all()
+    level = ((scaled - threshold).abs() < 2 * step).sum(-1) > 1
     share = weights / weights.sum(-1, keepdim=True)
-    assert (share - topk_softmax(1.5 * scores, topk)).abs().max() < 2e-3
+    assert ((share - topk_softmax(scaled, topk)).abs().amax(-1) < 2e-3)[~level].all()
+
+
+def test_keys_level_at_the_threshold_all_stay() -> None:
+    """The third key is a third of a step below the second: both are kept, by the encoder and the decoder alike."""
+    scores = torch.tensor([[2.0, 1.0, 1.0 - 1 / (3 * EXP_STEPS), 0.0]])
+    assert (integer_weights(scores, torch.ones(1, 1), 2) > 0).tolist() == [[True, True, True, False]]
 
 
 def test_scales_do_not_depend_on_last_bits() -> None:
