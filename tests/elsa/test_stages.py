@@ -101,6 +101,7 @@ def test_a_killed_training_ends_with_the_same_bytes(workspace: Path, monkeypatch
     whole = path.read_bytes()
     path.unlink()
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    # asked once for each of two groups of parameters
     killed_stage(pretrain.main, monkeypatch, training, "learning_rate", 7, *arguments)
     assert not path.exists()
     assert list((workspace / ".encore" / "work").glob("elsa-pretrain-*/depthwise.ckpt"))

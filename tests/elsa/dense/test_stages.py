@@ -119,6 +119,7 @@ def test_a_killed_training_ends_with_the_same_bytes(workspace: Path, monkeypatch
     shutil.rmtree(folder)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     rate = training.learning_rate
+    # asked once for each of two groups of parameters
     killed_stage(train.main, monkeypatch, training, "learning_rate", 5, *arguments)
     assert not folder.exists()
     assert list((workspace / ".encore" / "work").glob("elsa-dense-train-*/detection.ckpt"))
