@@ -19,7 +19,7 @@ $(PAPERS): setup
 	@python -m stages.common.show $@
 
 test: setup
-	pytest -n auto --dist loadgroup
+	pytest -n auto --dist loadfile
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

@@ -333,7 +333,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     folder = tmp_path_factory.mktemp("served")
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    patch = pytest.MonkeyPatch()
+    patch = pytest.MonkeyPatch()  # undone before the tests run: they stand in the repository
     patch.chdir(folder)
     patch.setenv("ENCORE_EXECUTION", "execution-1")
     live = RunLog("chex", "live", "live", params={"method": "chex"})
@@ -355,10 +355,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
         while "does not answer" not in (folder / "log").read_text():  # it has noticed
             assert sender.poll() is None, (folder / "log").read_text()
             time.sleep(0.05)
+        patch.undo()
         with mlflow_server(folder / "server", port):
             assert sender.wait(timeout=120) == 0, (folder / "log").read_text()
             yield folder, uri
-    patch.undo()
     end_processes(folder)
 
 
@@ -409,7 +409,13 @@ except (OSError, AssertionError) as error:
 else:
     subprocess.run({inner!r}, start_new_session={own}, check=True)
 """
-    ran = subprocess.run([sys.executable, "-c", code], start_new_session=True, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
     if ran.stdout.startswith("kept:"):
         pytest.skip(f"this kernel lets no process weigh its session ({ran.stdout.strip()})")
