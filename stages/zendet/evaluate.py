@@ -7,6 +7,7 @@ the search, T3 the strategies; their entropy is always the analytic one with the
 
 import json
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,11 @@ def main() -> None:
     """Evaluate all cells that the parameters name."""
     params = load_params(ZendetParams, "zendet")
     prepared, runs = Path("data/zendet") / params.scale, Path("runs/zendet") / params.scale
-    trained = [(backbone, seed) for backbone in params.backbones for seed in params.seeds]
     searched = [(strategy, seed) for strategy in params.strategies for seed in params.seeds]
-    inputs = [prepared, *(runs / "train" / f"{b}-{s}" for b, s in trained)]
-    inputs += [runs / "search" / f"{strategy}-{seed}" for strategy, seed in searched]
+    inputs = [prepared, *(runs / "train" / backbone for backbone in params.backbones)]
+    inputs += [runs / "search" / strategy / str(seed) for strategy, seed in searched]
     with Stage("zendet-evaluate", params, inputs):
-        jobs: list[Job] = [(b, head, seed) for b, seed in trained for head in params.heads]
+        jobs: list[Job] = list(product(params.backbones, params.heads, params.seeds))
         rows: list[Row] = []
         work = partial(evaluate, params=params, prepared=prepared, runs=runs)
         with progress("zendet-evaluate", len(jobs)) as bar:
@@ -60,7 +60,7 @@ def main() -> None:
                 rows += found
                 bar.advance(note=f"{backbone} {head} {seed}")
         for strategy, seed in searched:
-            folder = runs / "search" / f"{strategy}-{seed}"
+            folder = runs / "search" / strategy / str(seed)
             for job in search_jobs(strategy):
                 record = json.loads((folder / f"{job.name}.json").read_text())
                 history = record.pop("history")
@@ -90,10 +90,11 @@ def evaluate(job: Job, params: ZendetParams, prepared: Path, runs: Path) -> list
     backbone, head, seed = job
     device, images = start_device(), open_coco(prepared, "val", first_label=0, masks=False)
     scenes = params.data.kind == "scenes"
-    folder = runs / "train" / f"{backbone}-{seed}"
-    structure = read_structure(folder / "structure.txt")
+    folder = runs / "train" / backbone
+    structure_file, detector_file = folder / f"structure-{seed}.txt", folder / f"{head}-{seed}.safetensors"
+    structure = read_structure(structure_file)
     model = build_detector(structure, head, len(images.categories), params.detector)
-    model.load_state_dict(load_file(folder / f"{head}.safetensors"))
+    model.load_state_dict(load_file(detector_file))
     found = detect(model.to(device), images, device, params.train.workers)
     areas = SCENE_AREAS if scenes else COCO_AREAS
     precision = average_precision(images.ground_truth(), found, areas=areas)
@@ -106,8 +107,8 @@ def evaluate(job: Job, params: ZendetParams, prepared: Path, runs: Path) -> list
     key = key_of(params, backbone, structure, head, seed)
     with RunLog("zendet", "", key, kind="amend") as log:
         log.metrics({name: value for name, value in numbers.items() if value == value})
-        log.artifact(folder / f"{head}.safetensors")
-        log.artifact(folder / "structure.txt")
+        log.artifact(detector_file)
+        log.artifact(structure_file)
     data = "scenes" if scenes else "coco"
     return [tidy(params, "T1", backbone, head, m, v, seed, data, key) for m, v in numbers.items()]
 

@@ -48,13 +48,13 @@ def main() -> None:
     """Write the report of the active scale."""
     params = load_params(ZendetParams, "zendet")
     runs = Path("runs/zendet") / params.scale
-    trained = [runs / "train" / f"{backbone}-{params.seeds[0]}" for backbone in params.backbones]
+    trained = [runs / "train" / backbone for backbone in params.backbones]
     with Stage("zendet", params, [*(runs / part for part in PARTS), *trained]):
         results = pd.concat(
             [read_parquet(runs / part / "results.parquet") for part in PARTS], ignore_index=True
         )
         structures: dict[str, Structure] = {
-            backbone: read_structure(folder / "structure.txt")
+            backbone: read_structure(folder / f"structure-{params.seeds[0]}.txt")
             for backbone, folder in zip(params.backbones, trained, strict=True)
         }
         timings = Timings(report_folder("zendet", params.scale) / "timings.json")

@@ -2,7 +2,7 @@
 
 The strategies `resnet` and `MAE-DET-*` stand for given structures, which are only counted and scored.
 
-Reads nothing. Writes `runs/zendet/<scale>/search/<strategy>-<seed>/`, per search: `<name>.txt`, the structure in
+Reads nothing. Writes `runs/zendet/<scale>/search/<strategy>/<seed>/`, per search: `<name>.txt`, the structure in
 the authors' form, and `<name>.json` with its score, its costs and the search's history. Strategy `entropy` has the
 ablation's searches too.
 """
@@ -53,7 +53,7 @@ def main() -> None:
         if not is_main():
             return
         with output_dir(
-            Path("runs/zendet") / params.scale / "search" / f"{cell.strategy}-{cell.seed}"
+            Path("runs/zendet") / params.scale / "search" / cell.strategy / str(cell.seed)
         ) as out:
             for job in jobs:
                 for suffix in ("txt", "json"):

@@ -1,10 +1,13 @@
-"""zendet-train: one backbone and seed under every head, from scratch.
+"""zendet-train: one backbone under every head and with every seed, from scratch.
 
-Reads `data/zendet/<scale>/` and the backbone's search in `runs/zendet/<scale>/search/`. Writes
-`runs/zendet/<scale>/train/<backbone>-<seed>/`: `structure.txt` and per head `<head>.safetensors`, the detector.
+The seeds are trainings of one cell: side by side they keep the cores busy, one alone does not. Reads
+`data/zendet/<scale>/` and the backbone's searches in `runs/zendet/<scale>/search/<backbone>/`. Writes
+`runs/zendet/<scale>/train/<backbone>/`, per seed `structure-<seed>.txt` and per head `<head>-<seed>.safetensors`, the
+detector.
 """
 
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -30,52 +33,53 @@ from stages.zendet.params import HeadName, Strategy, ZendetParams
 
 def main() -> None:
     """Train one cell of the matrix."""
-    cell = cell_arguments("one backbone and seed", backbone=get_args(Strategy), seed=int)
+    cell = cell_arguments("one backbone", backbone=get_args(Strategy))
     params = load_params(ZendetParams, "zendet")
     prepared, runs = Path("data/zendet") / params.scale, Path("runs/zendet") / params.scale
-    found = runs / "search" / f"{cell.backbone}-{cell.seed}"
-    with Stage("zendet-train", params, [prepared, found], cell.seed, cell.backbone) as stage:
-        structure = read_structure(found / "main.txt")
+    found = {seed: runs / "search" / cell.backbone / str(seed) for seed in params.seeds}
+    with Stage("zendet-train", params, [prepared, *found.values()], cell=cell.backbone) as stage:
+        structures = {seed: read_structure(folder / "main.txt") for seed, folder in found.items()}
+        jobs = [(head, seed) for head in params.heads for seed in params.seeds]
         work = partial(
             train,
             backbone=cell.backbone,
-            structure=structure,
-            seed=cell.seed,
+            structures=structures,
             params=params,
             prepared=prepared,
             folder=stage.work,
         )
-        steps = params.train.steps * len(params.heads)
-        with progress(f"zendet-train {cell.backbone} seed {cell.seed}", steps) as bar:
-            for head, _ in run_jobs(work, params.heads):
-                bar.note(head)
+        with progress(f"zendet-train {cell.backbone}", params.train.steps * len(jobs)) as bar:
+            for (head, seed), _ in run_jobs(work, jobs):
+                bar.note(f"{head} seed {seed}")
         if not is_main():
             return
-        with output_dir(runs / "train" / f"{cell.backbone}-{cell.seed}") as output:
-            (output / "structure.txt").write_text(dump_structure(structure))
-            for head in params.heads:
-                shutil.copy(stage.work / f"{head}.safetensors", output)
+        with output_dir(runs / "train" / cell.backbone) as output:
+            for seed, structure in structures.items():
+                (output / f"structure-{seed}.txt").write_text(dump_structure(structure))
+            for head, seed in jobs:
+                shutil.copy(stage.work / f"{head}-{seed}.safetensors", output)
 
 
 def train(
-    head: HeadName,
+    job: tuple[HeadName, int],
     backbone: Strategy,
-    structure: Structure,
-    seed: int,
+    structures: Mapping[int, Structure],
     params: ZendetParams,
     prepared: Path,
     folder: Path,
 ) -> None:
-    """Train one detector; leaves `<head>.safetensors` in `folder`."""
-    path = folder / f"{head}.safetensors"
+    """Train one detector, a head and a seed; leaves `<head>-<seed>.safetensors` in `folder`."""
+    head, seed = job
+    path = folder / f"{head}-{seed}.safetensors"
     if path.exists():
         return
+    structure = structures[seed]
     device, images = start_device(), open_coco(prepared, "train", first_label=0, masks=False)
     torch.manual_seed(seed)
     model = build_detector(structure, head, len(images.categories), params.detector).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with run_log(params, backbone, structure, head, seed) as log:
-        fit(model, images, flip, params.train, seed, log, Checkpoint(folder / f"{head}.ckpt"), device)
+        fit(model, images, flip, params.train, seed, log, Checkpoint(path.with_suffix(".ckpt")), device)
     if not is_main():
         return
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.common.dense import training
 from stages.common.results import COLUMNS, read_parquet
 from stages.common.stage.errors import InputError, ParameterError
 from stages.common.stage.params import load_params
 from stages.zendet import evaluate, official_search, prepare, report, score_check, search, train
 from stages.zendet.params import ZendetParams
-from tests.common.stages import Settings, open_workspace, preset, stage, write_params
+from tests.common.stages import Settings, killed_stage, open_workspace, preset, stage, write_params
 
 
 def tiny(scale: str = "quick") -> Settings:
@@ -51,8 +52,8 @@ def run_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in settings["seeds"]:
         for strategy in settings["strategies"]:
             stage(search.main, monkeypatch, "--strategy", strategy, "--seed", seed)
-        for backbone in settings["backbones"]:
-            stage(train.main, monkeypatch, "--backbone", backbone, "--seed", seed)
+    for backbone in settings["backbones"]:
+        stage(train.main, monkeypatch, "--backbone", backbone)
     for main in (evaluate.main, report.main):
         stage(main, monkeypatch)
 
@@ -82,33 +83,21 @@ def test_a_training_repeats_and_resumes_to_the_same_bytes(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny()
+    settings["seeds"] = [0]
     settings["train"]["steps"] = 4
     write_params("zendet", settings)
     stage(prepare.main, monkeypatch)
     stage(search.main, monkeypatch, "--strategy", "resnet", "--seed", 0)
-    cell = ("--backbone", "resnet", "--seed", 0)
-    stage(train.main, monkeypatch, *cell)
-    path = workspace / "runs/zendet/quick/train/resnet-0/gfl.safetensors"
+    stage(train.main, monkeypatch, "--backbone", "resnet")
+    path = workspace / "runs/zendet/quick/train/resnet/gfl-0.safetensors"
     once = path.read_bytes()
-    monkeypatch.setattr("stages.common.dense.training.CHECKPOINT_SECONDS", 0.0)
-
-    class Killed(Exception):
-        pass
-
-    steps = 0
-
-    def interrupted(count: int = 1) -> None:
-        nonlocal steps
-        steps += count
-        if steps == 3:
-            raise Killed
-
-    monkeypatch.setattr("stages.common.dense.training.tick", interrupted)
-    with pytest.raises(Killed):
-        stage(train.main, monkeypatch, *cell)
-    assert list(workspace.glob(".encore/work/zendet-train-*/gfl.ckpt"))
-    stage(train.main, monkeypatch, *cell)
-    assert steps == 3 + 4  # the killed one had saved before its second step: one is skipped, three are taken
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    killed_stage(train.main, monkeypatch, training, "tick", 4, "--backbone", "resnet")  # before the third step
+    assert list(workspace.glob(".encore/work/zendet-train-*/gfl-0.ckpt"))
+    ticks: list[int] = []
+    monkeypatch.setattr(training, "tick", lambda count=1: ticks.append(count))
+    stage(train.main, monkeypatch, "--backbone", "resnet")
+    assert ticks == [1, 1, 1, 1]  # it had saved before its second step: one is skipped, three are taken
     assert path.read_bytes() == once
 
 
@@ -170,13 +159,13 @@ def test_missing_coco_is_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_damaged_scenes_are_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params("zendet", tiny())
+    write_params("zendet", tiny() | {"seeds": [0]})
     stage(prepare.main, monkeypatch)
     stage(search.main, monkeypatch, "--strategy", "resnet", "--seed", 0)
     file = workspace / "data/zendet/quick/scenes/train2017/000003.png"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"000003\.png: damaged"):
-        stage(train.main, monkeypatch, "--backbone", "resnet", "--seed", 0)
+        stage(train.main, monkeypatch, "--backbone", "resnet")
 
 
 @pytest.mark.parametrize(
