@@ -32,7 +32,7 @@ from stages.hico.footage import Library
 from stages.hico.localise import sliding_windows
 from stages.hico.method.encoders import VideoClassifier
 from stages.hico.params import HicoParams, MethodName, TargetName
-from stages.hico.training import finetune, frozen_features, over_views
+from stages.hico.training import CPU_THREADS, MEMORY_FORMAT, finetune, frozen_features, over_views
 
 
 def main() -> None:
@@ -74,11 +74,13 @@ def transfer(
     path = folder / f"{target}.safetensors"
     if path.exists():
         return
+    torch.set_num_threads(max(1, CPU_THREADS // len(params.targets)))
     device = start_device()
     library = Library(prepared, params.clip, params.in_memory)
     sets, classes = library.footage.sets, len(library.footage.classes[target])
     train, test = sets[f"{target}/train"], sets[f"{target}/test"]
     model = pretrained_model(params, method, seed, pretrained / "model.safetensors").to(device)
+    model = model.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
     result: dict[str, Tensor] = {
         split: frozen_features(model.encoder, library, videos, params, device)
         for split, videos in (("train", train), ("test", test))

@@ -5,9 +5,11 @@
 where they were generated, the files.
 """
 
+import contextlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -17,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.common.video.reading import VideoIndex, VideoReader, load_indexes, save_indexes
+from stages.common.video.reading import VideoError, VideoIndex, VideoReader, load_indexes, save_indexes
 from stages.common.video.sampling import interval_frame_indices, timestamp_frame_indices
 from stages.hico.method.clip_sampling import Window
 from stages.hico.params import Clip
 
 UNKNOWN = -1
+DECODERS = 2  # threads: FFmpeg works outside Python's lock
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Library:
     Args:
         folder: as `save_footage` left it.
         clip: geometry of clips.
-        in_memory: whether files are decoded once and kept (the first time one of them is wanted), or read each time.
+        in_memory: whether files are decoded once and kept (when `decode` is told, or the first time one of them is
+            wanted), or read each time.
     """
 
     def __init__(self, folder: Path, clip: Clip, in_memory: bool) -> None:
@@ -93,6 +97,21 @@ class Library:
             content["classes"],
         )
         self._kept: dict[int, Tensor] = {}
+
+    def decode(self, videos: Sequence[Video]) -> None:
+        """Decode the files of these videos ahead, side by side; nothing where they are not kept in memory.
+
+        A file that cannot be decoded is left for the one who wants it: only there it is known whether to skip it.
+        """
+        if not self.in_memory:
+            return
+        missing = {number for video in videos for number in video.files} - self._kept.keys()
+        with ThreadPoolExecutor(DECODERS) as pool:
+            list(pool.map(self._keep, sorted(missing)))
+
+    def _keep(self, number: int) -> None:
+        with contextlib.suppress(VideoError):
+            self._kept[number] = self._decoded(number, np.arange(self.indexes[number].frames))
 
     def windows(self, video: Video, windows: Sequence[Window]) -> Tensor:
         """Clips between these seconds of a video, uint8 `[n, T, C, H, W]`.

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from stages.common.stage.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from stages.hico.batches import ClipBatches
 from stages.hico.cells import METHODS, build_model, run_log
 from stages.hico.footage import Library
 from stages.hico.params import HicoParams, MethodName
-from stages.hico.training import History, pretrain, pretrain_steps
+from stages.hico.training import CPU_THREADS, MEMORY_FORMAT, History, pretrain, pretrain_steps
 
 SHOWN = 4  # videos
 FILES = ("model.safetensors", "record.json", "clips.png")
@@ -54,10 +55,12 @@ def main() -> None:
 
 def train(method: MethodName, params: HicoParams, prepared: Path, seed: int, folder: Path) -> None:
     """Train one method; leaves `FILES` in `folder`."""
+    torch.set_num_threads(CPU_THREADS)
     device, row = start_device(), METHODS[method]
     library = Library(prepared, params.clip, params.in_memory)
     videos = library.footage.sets[row.source]
     model, history = build_model(params, method, seed).to(device), History()
+    model = model.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
     with run_log(params, method, seed) as log:
         if method != "scratch":
             checkpoint = Checkpoint(folder / "training.ckpt")
