@@ -92,7 +92,9 @@ def test_a_training_repeats_and_resumes_to_the_same_bytes(
     path = workspace / "runs/zendet/quick/train/resnet/gfl-0.safetensors"
     once = path.read_bytes()
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    killed_stage(train.main, monkeypatch, training, "tick", 4, "--backbone", "resnet")  # before the third step
+    killed_stage(
+        train.main, monkeypatch, training, "tick", 4, "--backbone", "resnet"
+    )  # before the third step
     assert list(workspace.glob(".encore/work/zendet-train-*/gfl-0.ckpt"))
     ticks: list[int] = []
     monkeypatch.setattr(training, "tick", lambda count=1: ticks.append(count))
