@@ -333,16 +333,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     folder = tmp_path_factory.mktemp("served")
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    patch = pytest.MonkeyPatch()  # undone before the tests run: they stand in the repository
-    patch.chdir(folder)
-    patch.setenv("ENCORE_EXECUTION", "execution-1")
-    live = RunLog("chex", "live", "live", params={"method": "chex"})
-    live.metrics({"train loss": 3.0}, 0)
-    live.flush()
-    log_run("chex", "digits", 0.3, 0)
     env = environment(MLFLOW_TRACKING_URI=uri, **FAST_FAIL)
     command = [sys.executable, "-m", "stages.common.sync", "--patience", "200"]
-    with (folder / "log").open("w") as log:
+    # left before the tests run, in every case: they stand in the repository
+    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("w") as log:
+        patch.chdir(folder)
+        patch.setenv("ENCORE_EXECUTION", "execution-1")
+        live = RunLog("chex", "live", "live", params={"method": "chex"})
+        live.metrics({"train loss": 3.0}, 0)
+        live.flush()
+        log_run("chex", "digits", 0.3, 0)
         with mlflow_server(folder / "server", port):
             sender = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
             while len(list((folder / SPOOL).glob("*.jsonl"))) > 1:  # the finished run has arrived
@@ -355,10 +355,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
         while "does not answer" not in (folder / "log").read_text():  # it has noticed
             assert sender.poll() is None, (folder / "log").read_text()
             time.sleep(0.05)
-        patch.undo()
-        with mlflow_server(folder / "server", port):
-            assert sender.wait(timeout=120) == 0, (folder / "log").read_text()
-            yield folder, uri
+    with mlflow_server(folder / "server", port):
+        assert sender.wait(timeout=120) == 0, (folder / "log").read_text()
+        yield folder, uri
     end_processes(folder)
 
 
