@@ -13,7 +13,7 @@ a rule in `method/recursion.py`, then its name in `params.py` and under `rate.me
 
 | scale | problems | expect | cost | command |
 |---|---|---|---|---|
-| quick | generated, digits | exponents near -1/2, bounds hold | 3 min, 2 cores | `dvc repro adam` |
+| quick | generated, digits | exponents near -1/2, bounds hold | 1.5 min, 2 cores | `dvc repro adam` |
 | real | and CIFAR-10 | AdaBound 94.9 %, Adam 92.3 % (published) | GPU-days | `dvc exp run -S adam=real adam` |
 | paper | as real, more seeds | the same | several GPUs | `dvc exp run -S adam=paper adam` |
 """

@@ -11,7 +11,7 @@ attention.py). Files: `file_format.py`, `encode.py`, `decode.py`. Authors' weigh
 
 | scale | data | networks | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | dead leaves, generated | width 32 | context below 5x5 convolution | 4 min, 2 cores | `dvc repro entroformer` |
+| quick | dead leaves, generated | width 32 | context below 5x5 convolution | 5.3 min, 2 cores | `dvc repro entroformer` |
 | real | BSDS500, Kodak | width 96, 192 | below CNN on fixed latents | half a day, 1 GPU | `-S entroformer=real` |
 | paper | the same photographs | 45 M parameters | -15 % bits (published) | weeks, 8 GPUs | `-S entroformer=paper` |
 

@@ -12,7 +12,7 @@ windows.py, concept_cam.py, mask_transformer.py, losses.py). Your own images: `s
 
 | scale | data | backbone | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | PartScenes, generated | DINO trained here | see findings.md | 8 min | `dvc repro transfgu` |
+| quick | PartScenes, generated | DINO trained here | see findings.md | 4.8 min, 2 cores | `dvc repro transfgu` |
 | real | CamVid | DINO trained here | full > CAM | hours, 1 GPU | `dvc exp run -S transfgu=real transfgu` |
 | paper | COCO-Stuff ... | DINO ViT-S/8 | 16.2 mIoU, published | days, GPUs | `dvc exp run -S transfgu=paper transfgu` |
 

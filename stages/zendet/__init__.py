@@ -13,7 +13,7 @@ search (strategies x seeds), which need no data; train (backbones x seeds, every
 
 | scale | searches | detectors | expect | cost | command |
 |---|---|---|---|---|---|
-| quick | 16k evaluations | generated scenes | score > 2050 | ~5 CPU min, estimated | `dvc repro zendet` |
+| quick | 16k evaluations | generated scenes | score > 2050 | 3.6 min, 2 cores | `dvc repro zendet` |
 | real | 100k evaluations | 10k images of COCO | the same order | days, 1 GPU | `dvc exp run -S zendet=real zendet` |
 | paper | 100k evaluations | COCO, 73 epochs | AP 44.7 .. 47.8 | days, 8 GPUs | `dvc exp run -S zendet=paper zendet` |
 
