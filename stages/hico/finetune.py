@@ -80,7 +80,7 @@ def transfer(
     sets, classes = library.footage.sets, len(library.footage.classes[target])
     train, test = sets[f"{target}/train"], sets[f"{target}/test"]
     model = pretrained_model(params, method, seed, pretrained / "model.safetensors").to(device)
-    model = model.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
+    model = model.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # torch types it for tensors only
     result: dict[str, Tensor] = {
         split: frozen_features(model.encoder, library, videos, params, device)
         for split, videos in (("train", train), ("test", test))

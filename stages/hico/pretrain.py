@@ -60,7 +60,7 @@ def train(method: MethodName, params: HicoParams, prepared: Path, seed: int, fol
     library = Library(prepared, params.clip, params.in_memory)
     videos = library.footage.sets[row.source]
     model, history = build_model(params, method, seed).to(device), History()
-    model = model.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
+    model = model.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # torch types it for tensors only
     with run_log(params, method, seed) as log:
         if method != "scratch":
             checkpoint = Checkpoint(folder / "training.ckpt")
