@@ -32,7 +32,7 @@ from stages.hico.footage import Library
 from stages.hico.localise import sliding_windows
 from stages.hico.method.encoders import VideoClassifier
 from stages.hico.params import HicoParams, MethodName, TargetName
-from stages.hico.training import CPU_THREADS, MEMORY_FORMAT, finetune, frozen_features, over_views
+from stages.hico.training import MEMORY_FORMAT, finetune, frozen_features, over_views
 
 
 def main() -> None:
@@ -74,7 +74,6 @@ def transfer(
     path = folder / f"{target}.safetensors"
     if path.exists():
         return
-    torch.set_num_threads(max(1, CPU_THREADS // len(params.targets)))
     device = start_device()
     library = Library(prepared, params.clip, params.in_memory)
     sets, classes = library.footage.sets, len(library.footage.classes[target])

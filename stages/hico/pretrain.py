@@ -11,7 +11,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from stages.common.stage.checkpoint import Checkpoint
@@ -26,7 +25,7 @@ from stages.hico.batches import ClipBatches
 from stages.hico.cells import METHODS, build_model, run_log
 from stages.hico.footage import Library
 from stages.hico.params import HicoParams, MethodName
-from stages.hico.training import CPU_THREADS, MEMORY_FORMAT, History, pretrain, pretrain_steps
+from stages.hico.training import MEMORY_FORMAT, History, pretrain, pretrain_steps
 
 SHOWN = 4  # videos
 FILES = ("model.safetensors", "record.json", "clips.png")
@@ -55,7 +54,6 @@ def main() -> None:
 
 def train(method: MethodName, params: HicoParams, prepared: Path, seed: int, folder: Path) -> None:
     """Train one method; leaves `FILES` in `folder`."""
-    torch.set_num_threads(CPU_THREADS)
     device, row = start_device(), METHODS[method]
     library = Library(prepared, params.clip, params.in_memory)
     videos = library.footage.sets[row.source]

@@ -26,8 +26,6 @@ from stages.hico.method.learning_rate import cosine_warmup_lr, scaled_lr
 from stages.hico.method.losses import gather_with_local_gradient, simclr_loss, tcl_loss, vcl_loss
 from stages.hico.params import Augmentation, HicoParams, Mode, Pretrain
 
-# of a training that has a cell to itself: the stage's `meta.cpus`, and not the machine's, on which numbers must not depend
-CPU_THREADS = 2
 MEMORY_FORMAT = torch.channels_last_3d  # 3-D convolutions of few channels take a quarter less time
 LOG_STEPS = 25  # losses are logged this often
 CHECKPOINT_SECONDS = 60.0

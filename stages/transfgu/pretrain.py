@@ -57,9 +57,11 @@ def main() -> None:
     with Stage("transfgu-pretrain", params, [prepared], seed) as stage:
         work = partial(make_backbone, params=params, prepared=prepared, seed=seed, folder=stage.work)
         names = [n for n in params.backbones if n != "dino" or params.backbone.weights == "train"]
-        trained = sum(name != "random" for name in names)
-        with progress(f"transfgu-pretrain seed {seed}", trained * params.pretrain.steps) as bar:
-            for name, _ in run_jobs(work, names) if names else ():
+        trained: list[BackboneName] = [name for name in names if name != "random"]
+        if "random" in names:
+            work("random")
+        with progress(f"transfgu-pretrain seed {seed}", len(trained) * params.pretrain.steps) as bar:
+            for name, _ in run_jobs(work, trained) if trained else ():
                 bar.note(name)
         with output_dir(Path("runs/transfgu") / params.scale / "pretrain" / str(seed)) as output:
             history = {n: json.loads((stage.work / f"{n}.json").read_text()) for n in names}

@@ -15,6 +15,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LONE_THREADS = 2  # of a job that has nothing beside it: the cores that `quick` is made for
 
 
 def worker_count() -> int:
@@ -33,10 +34,11 @@ def run_jobs(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tup
     """Run `work` on every job; yields (job, result) as they finish.
 
     On CPU each job has a process and one thread of its own, so that its numbers do not depend on how many
-    run at once. With a GPU, or under torchrun, the jobs run one after another in this process.
+    run at once; a single job has two threads, as far as there are cores for them. With a GPU, or under torchrun, the
+    jobs run one after another in this process.
     """
     if torch.cuda.is_available() or "LOCAL_RANK" in os.environ or len(jobs) == 1:
-        torch.set_num_threads(1)
+        torch.set_num_threads(min(LONE_THREADS, worker_count()) if len(jobs) == 1 else 1)
         for job in jobs:
             yield job, work(job)
         return

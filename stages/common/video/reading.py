@@ -19,6 +19,10 @@ from stages.common.stage.errors import InputError
 from stages.common.stage.files import write_atomic
 
 CHANNELS = {"rgb": 3, "gray": 1}
+RGB_FORMATS = (
+    "gbrp",
+    "rgb24",
+)  # of eight bits: what lossless files hold needs no conversion, half of the reading time
 # a file is called truncated when it lacks more than this share of the frames that it promises: headers are often off by one
 LACKING_SHARE, LACKING_FRAMES = 0.05, 2
 FPS_TOLERANCE = 0.01  # 29.97 is not 30, 23.976 is 23.98
@@ -139,9 +143,14 @@ class VideoReader:
         for number in sorted(set(numbers)):
             if not 0 <= number < self.index.frames:
                 raise IndexError(f"{self.index.path}: has no frame {number}; there are {self.index.frames}")
-            frame = self._reformatter.reformat(
-                self._frame(number), self.width, self.height, "rgb24", interpolation="AREA"
-            )
+            frame = self._frame(number)
+            if frame.format.name not in RGB_FORMATS or (frame.height, frame.width) != (
+                self.height,
+                self.width,
+            ):
+                frame = self._reformatter.reformat(
+                    frame, self.width, self.height, "rgb24", interpolation="AREA"
+                )
             known[number] = frame.to_ndarray()
         frames = torch.from_numpy(np.stack([known[number] for number in numbers]))
         return frames.permute(0, 3, 1, 2)[:, : self._channels]
