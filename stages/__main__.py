@@ -19,12 +19,16 @@ def stage_module(name: str) -> ModuleType:
     from stages.common.stage.errors import ParameterError
 
     here = Path(__file__).parent
-    stages = [
-        ".".join(file.relative_to(here).with_suffix("").parts)
-        for file in sorted(here.glob("*/**/*.py"), key=lambda file: (len(file.parts), file))
-        if "common" not in file.parts and "\ndef main(" in file.read_text()
-    ]
-    if name not in stages:
+
+    def is_stage(file: Path) -> bool:
+        return "common" not in file.relative_to(here).parts and "\ndef main(" in file.read_text()
+
+    parts = name.split(".")
+    file = here.joinpath(*parts).with_suffix(".py")
+    named = len(parts) > 1 and all(part.isidentifier() for part in parts)
+    if not named or not file.is_file() or not is_stage(file):
+        files = sorted(here.glob("*/**/*.py"), key=lambda file: (len(file.parts), file))
+        stages = [".".join(f.relative_to(here).with_suffix("").parts) for f in files if is_stage(f)]
         paper = name.partition(".")[0]
         near = [known for known in stages if known.startswith(f"{paper}.")] or stages
         raise ParameterError(f"{name}: no such stage; a stage is <paper>.<step>: {', '.join(near)}")

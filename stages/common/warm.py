@@ -29,6 +29,7 @@ PRELOAD = (
     "torch._dynamo",  # by the first optimizer
     "torch.fx.passes.shape_prop",
     "torch.utils.flop_counter",
+    "torchvision",
     "numpy",
     "pandas",
     "scipy.stats",
@@ -40,6 +41,9 @@ PRELOAD = (
     "rich.progress",
     "psutil",
     "yaml",
+    "av",
+    "multiprocessing.sharedctypes",
+    "concurrent.futures.process",
 )
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 IDLE_SECONDS = 60.0
@@ -138,6 +142,9 @@ def serve(address: str) -> None:
         return  # another one is starting
     for name in PRELOAD:
         importlib.import_module(name)
+    importlib.import_module("pydantic").create_model(
+        "First"
+    )  # it looks for plug-ins in every package installed
     # forked children must not share what the imports left to be collected: it would be copied page by page
     import gc
 

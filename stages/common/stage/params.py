@@ -47,7 +47,7 @@ def load_params(model: type[Model], paper: str, path: Path = PARAMS_FILE) -> Mod
         ParameterError: one line with the key, its value and what is allowed.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), yaml.CSafeLoader)  # a tenth of the time of `safe_load`
     except FileNotFoundError:
         raise ParameterError(f"{path}: not found; run from the repository's root") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
