@@ -1,6 +1,7 @@
 """What every stage does around its own work: arguments, seed, work folder, errors in one line."""
 
 import argparse
+import functools
 import hashlib
 import random
 import shutil
@@ -79,6 +80,7 @@ def project_files() -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in sources if path.is_relative_to(ROOT / "stages"))
 
 
+@functools.cache
 def git_revision() -> str:
     """The last commit that touched what this process runs (`-dirty` when that is not committed).
 
