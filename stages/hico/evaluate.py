@@ -25,7 +25,7 @@ from stages.common.stage.run import Stage, git_revision, run
 from stages.common.stage.tracking import RunLog
 from stages.hico.cells import key_of
 from stages.hico.footage import UNKNOWN, Library, Video
-from stages.hico.localise import localise
+from stages.hico.localise import localise_proposals, localise_windows
 from stages.hico.method.metrics import retrieval_recall, standardised, topic_pairs
 from stages.hico.params import HicoParams, MethodName, TargetName
 
@@ -81,14 +81,12 @@ def evaluate(cell: Cell, params: HicoParams, prepared: Path, runs: Path) -> list
 
     for target in params.targets:
         result = load_file(runs / "finetune" / f"{method}-{seed}" / f"{target}.safetensors")
-        train, test = (library.footage.sets[f"{target}/{split}"] for split in ("train", "test"))
-        add("A", target, accuracies(result, train, test))
-        labels = (
-            torch.tensor([video.action for video in test]),
-            torch.tensor([video.action for video in train]),
-        )
-        recall = retrieval_recall(result["test"], labels[0], result["train"], labels[1], RANKS)
-        add("F", target, {f"R@{rank}": value for rank, value in recall.items()})
+        if "train" in result:
+            train, test = (library.footage.sets[f"{target}/{split}"] for split in ("train", "test"))
+            add("A", target, accuracies(result, train, test))
+            known, truth = (torch.tensor([video.action for video in videos]) for videos in (train, test))
+            recall = retrieval_recall(result["test"], truth, result["train"], known, RANKS)
+            add("F", target, {f"R@{rank}": value for rank, value in recall.items()})
         if "windows_test" in result:
             add("G", target, located(library, target, result, params))
     skipped = json.loads((folder / "skipped.json").read_text())
@@ -138,15 +136,16 @@ def located(
     library: Library, target: TargetName, result: dict[str, Tensor], params: HicoParams
 ) -> dict[str, float]:
     """Localisation on the target's untrimmed videos."""
-    sets = library.footage.sets
-    return localise(
-        sets[f"{target}/untrimmed/train"],
-        sets[f"{target}/untrimmed/test"],
-        result["windows_train"],
-        result["windows_test"],
-        len(library.footage.classes[target]),
-        params.clip.seconds,
+    train, test = (library.footage.sets[f"{target}/untrimmed/{split}"] for split in ("train", "test"))
+    features = result["windows_train"], result["windows_test"]
+    classes = len(library.footage.classes[target])
+    if "proposals" not in result:
+        return localise_windows(train, test, *features, classes, params.clip.seconds)
+    train_VC, test_VC = (
+        x_NC.view(len(videos), -1, x_NC.shape[1]).mean(1)
+        for x_NC, videos in zip(features, (train, test), strict=True)
     )
+    return localise_proposals(train, test, train_VC, test_VC, result["proposals"], classes)
 
 
 if __name__ == "__main__":

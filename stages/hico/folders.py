@@ -5,12 +5,15 @@
 * hacs, uk400: `<set>/training.txt` with lines `id,start_ms,end_ms` (7 digits each), and the pieces of each video,
   `<set>/train/v_<id>_<start>_<end>.mp4`.
 * k400: `k400/kinetics400_train_list.txt` with lines `path label`, paths below `k400/`.
+* activitynet: `activitynet/activity_net.v1-3.min.json`, the official annotations, and `activitynet/videos/v_<id>.<suffix>`.
+  Videos of the subset `validation` are the test split; those that are not there are left out, and counted.
 * ucf101, hmdb51: `<set>/<set>_train_list.txt` and `<set>_test_list.txt` with lines `path label`, paths below `<set>/`
   (split 1).
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stages.common.stage.errors import InputError
@@ -21,6 +24,7 @@ from stages.hico.params import HicoParams
 
 BREAKFAST_TEST = {f"P{number:02d}" for number in range(3, 16)}  # the first of the four official splits
 BACKGROUND = "SIL"
+ACTIVITYNET_SPLITS = {"train": "training", "test": "validation"}
 
 
 @dataclass
@@ -71,6 +75,8 @@ def list_folders(params: HicoParams) -> tuple[list[VideoIndex], Footage, list[st
     elif params.trimmed == "breakfast":
         footage.sets["trimmed"] = footage.sets["breakfast/train"]
     for target in params.targets:
+        if target == "activitynet":
+            _activitynet(root / target, files, footage)
         if target in ("ucf101", "hmdb51"):
             labels: dict[str, int] = {}
             for split in ("train", "test"):
@@ -190,6 +196,38 @@ def _breakfast(folder: Path, files: Files, footage: Footage, targets: Sequence[s
             ]
     footage.sets.update(sets if "breakfast" in targets else {n: v for n, v in sets.items() if "train" in n})
     footage.classes["breakfast"] = names
+
+
+def _activitynet(folder: Path, files: Files, footage: Footage) -> None:
+    """Untrimmed videos with their segments, by the official split."""
+    listing = folder / "activity_net.v1-3.min.json"
+    if not listing.is_file():
+        raise InputError(f"{listing}: no such file; `stages/hico/folders.py` says how each set is laid out")
+    paths = {path.stem: path for path in sorted((folder / "videos").glob("v_*"))}
+    try:
+        videos = {
+            name: (
+                video["subset"],
+                [(*map(float, found["segment"]), found["label"]) for found in video["annotations"]],
+            )
+            for name, video in json.loads(listing.read_text())["database"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{listing}: not ActivityNet's annotations ({error!r})") from None
+    names = sorted({label for _, segments in videos.values() for *_, label in segments})
+    footage.classes["activitynet"] = names
+    for split, subset in ACTIVITYNET_SPLITS.items():
+        kept = footage.sets[f"activitynet/untrimmed/{split}"] = []
+        for name in sorted(name for name, (own, _) in videos.items() if own == subset):
+            with files.bad.tolerated():
+                path = paths.get(f"v_{name}", folder / "videos" / f"v_{name}.mp4")
+                video = files.whole(path)
+                segments = tuple(
+                    (max(start, 0.0), min(end, video.duration), names.index(label))
+                    for start, end, label in videos[name][1]
+                    if start < min(end, video.duration)
+                )
+                kept.append(replace(video, segments=segments))
 
 
 def _units(path: Path) -> list[tuple[int, int, str]]:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from stages.common.stage.params import Scale, Section, Seeds, distinct
 
 SourceName = Literal["generated", "breakfast", "hacs", "uk400", "k400"]
-TargetName = Literal["generated", "breakfast", "ucf101", "hmdb51"]
+TargetName = Literal["generated", "breakfast", "ucf101", "hmdb51", "activitynet"]
 Mode = Literal["lft", "full"]
 MethodName = Literal[
     "scratch",
@@ -110,6 +110,27 @@ class Finetune(Section):
     augmentation: Augmentation
 
 
+class Bmn(Section):
+    """The boundary-matching network that localises actions (BMN, sections 3 and 4.1)."""
+
+    places: Annotated[int, Field(ge=2)]  # of a video, spread evenly, at which a clip's features are taken
+    durations: Count  # longest proposal, in places
+    points: Count  # of a proposal that are looked at
+    width: Annotated[int, Field(multiple_of=2, ge=2)]
+    epochs: Count
+    batch: Count
+    lr: Positive
+    decay_epoch: Count  # from here on a tenth of `lr`
+    weight_decay: NonNegative
+    proposals: Count  # of a video, that are kept
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Bmn":
+        if self.durations > self.places:
+            raise ValueError(f"durations: {self.durations}, more than the {self.places} places of a video")
+        return self
+
+
 class Theory(Section):
     """The simulation of gradual sampling: every scale's seeds are 0 .. `seeds` - 1."""
 
@@ -135,6 +156,7 @@ class HicoParams(Section):
     clip: Clip
     pretrain: Pretrain
     finetune: Finetune
+    bmn: Bmn | None  # null: localisation by a linear classifier on sliding windows
     theory: Theory
 
     @model_validator(mode="after")

@@ -82,7 +82,7 @@ def pretrain(
     gamma = recipe.gamma if method.gamma is None else method.gamma
     optimizer, base = _optimizer(model, recipe, method.clips)
     history = History()
-    start = _resume(checkpoint, model, optimizer, history)
+    start = resume(checkpoint, model, optimizer, history)
     model.train()
     if torch.distributed.is_initialized() and device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -92,7 +92,7 @@ def pretrain(
     waited = 0.0
     for step, batch in enumerate(load_ahead(batches, start, params.workers, device), start):
         waited += time.monotonic() - asked_at
-        saved_at = _save(checkpoint, model, optimizer, step, saved_at, history)
+        saved_at = save_state(checkpoint, model, optimizer, step, saved_at, history)
         for reason in batch.bad:
             history.bad[reason] = history.bad.get(reason, 0) + 1
         rate = cosine_warmup_lr(step, base, recipe.warmup_lr, recipe.warmup * steps, steps)
@@ -165,14 +165,14 @@ def finetune(
     optimizer = torch.optim.Adam(
         trained.parameters(), recipe.lr, weight_decay=recipe.weight_decay, foreach=True
     )
-    start = _resume(checkpoint, model, optimizer, History())
+    start = resume(checkpoint, model, optimizer, History())
     model.train()
     network = parallel(model, device)
     # a labelled video that cannot be decoded is refused: another one in its place would change what is measured
     batches = ClipBatches(library, videos, None, recipe.batch, steps, seed, "refuse")
     saved_at = time.monotonic()
     for step, batch in enumerate(load_ahead(batches, start, params.workers, device), start):
-        saved_at = _save(checkpoint, model, optimizer, step, saved_at, History())
+        saved_at = save_state(checkpoint, model, optimizer, step, saved_at, History())
         rate = cosine_warmup_lr(step / per_epoch, recipe.lr, recipe.warmup_lr, recipe.warmup, recipe.epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -211,11 +211,15 @@ def over_views(
 
 
 def frozen_features(
-    encoder: nn.Module, library: Library, videos: Sequence[Video], params: HicoParams, device: torch.device
+    encoder: nn.Module,
+    library: Library,
+    videos: Sequence[Video],
+    views: int,
+    params: HicoParams,
+    device: torch.device,
 ) -> Tensor:
     """Pooled features `[videos, C]` of an encoder in eval mode, averaged over views."""
     encoder.eval()
-    views = params.finetune.views
     return over_views(lambda x: pooled(encoder, x), library, videos, views, params, device)
 
 
@@ -225,7 +229,7 @@ def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContex
     )
 
 
-def _resume(
+def resume(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, history: History
 ) -> int:
     """Put back what was saved; returns the step to go on with."""
@@ -238,7 +242,7 @@ def _resume(
     return int(saved["step"])
 
 
-def _save(
+def save_state(
     checkpoint: Checkpoint,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

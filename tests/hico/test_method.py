@@ -16,10 +16,9 @@ from stages.hico.method.clip_sampling import ClipRule, gradual_distance, sample_
 from stages.hico.method.detection import (
     Segment,
     average_precision,
-    average_recall,
     detection_map,
     merge_windows,
-    recall_area,
+    recall_curve,
     tiou,
 )
 from stages.hico.method.encoders import build_encoder, pooled
@@ -204,9 +203,10 @@ def test_detection_by_hand() -> None:
     perfect = [Segment(t.video, t.start, t.end, t.label, 0.5) for t in truths]
     assert detection_map(perfect, truths) == {"mAP@0.5": 100, "mAP@0.75": 100, "mAP@0.95": 100, "mAP": 100}
     assert detection_map(found, truths)["mAP@0.95"] == pytest.approx(100 * (0.5 + 0.5 * 2 / 3) / 2)
-    assert average_recall(perfect, truths, 1) == pytest.approx(100 * 2 / 3)  # one proposal a video
-    assert average_recall(perfect, truths, 2) == 100
-    assert recall_area(perfect, truths, 2) == pytest.approx(100 * (2 / 3 + 1) / 2)
+    assert recall_curve(perfect, truths, 3) == pytest.approx(
+        [100 * 2 / 3, 100, 100]
+    )  # one a video, two, three
+    assert recall_curve([], truths, 2).tolist() == [0, 0]
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20), st.floats(0.1, 0.9))

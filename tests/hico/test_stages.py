@@ -155,7 +155,7 @@ def footage(path: Path, seconds: float, fps: float = 15.0, seed: int = 0) -> Non
 
 
 def stand_in(root: Path) -> None:
-    """Few and tiny videos where Breakfast, UCF101, HMDB51, UK400 and K400 would be."""
+    """Few and tiny videos where Breakfast, UCF101, HMDB51, ActivityNet, UK400 and K400 would be."""
     for person in ("P03", "P20", "P21"):
         for number, recipe in enumerate(("tea", "juice")):
             path = root / "breakfast" / person / "cam01" / f"{person}_{recipe}.avi"
@@ -172,6 +172,15 @@ def stand_in(root: Path) -> None:
                     footage(root / target / file, 3, seed=10 * label + number)
                     lines.append(f"{file} {label}")
             (root / target / f"{target}_{split}_list.txt").write_text("\n".join(lines) + "\n")
+    database: dict[str, Settings] = {}
+    for number, sport in enumerate(("Surfing", "Knitting") * 2):
+        identity, subset = f"id-{number}", "training" if number < 2 else "validation"
+        footage(root / "activitynet" / "videos" / f"v_{identity}.mp4", 8, seed=number)
+        segment = {"segment": [2.0, 5.0 + number], "label": sport}
+        database[identity] = {"duration": 8.0, "subset": subset, "annotations": [segment]}
+    database["gone"] = {"duration": 9.0, "subset": "training", "annotations": []}
+    database["secret"] = {"duration": 9.0, "subset": "testing", "annotations": []}
+    (root / "activitynet" / "activity_net.v1-3.min.json").write_text(json.dumps({"database": database}))
     pieces, listed = [], []
     for name in ("aa", "b_b"):
         for start in (0, 5000):
@@ -192,6 +201,8 @@ def shrunk(scale: str, root: Path) -> Settings:
     settings["pretrain"].update(length=1, batch=2, precision="float32", hidden=8, out=8, predictor=8)
     settings["finetune"].update(epochs=1, batch=2, views=2)
     settings["theory"].update(seeds=2, steps=20)
+    if settings["bmn"]:
+        settings["bmn"].update(places=8, durations=8, points=4, width=4, epochs=2, batch=2, proposals=10)
     return settings
 
 
@@ -225,6 +236,29 @@ def test_paper_preset_starts_on_a_stand_in(workspace: Path, monkeypatch: pytest.
     run_all(settings, monkeypatch)
     claims = json.loads((workspace / "reports/hico/paper/claims.json").read_text())
     assert {c["id"]: c["verdict"] for c in claims}["7"] == "inconclusive"  # one seed: no interval
+    results = read_parquet(workspace / "reports/hico/paper/results.parquet")
+    located = results[results["table"] == "G"]
+    assert set(located["data"]) == {"activitynet"}
+    assert set(located["metric"]) == {"mAP@0.5", "mAP@0.75", "mAP@0.95", "mAP", "AR@100", "AUC"}
+    assert set(results[results["table"] == "A"]["data"]) == {"ucf101", "hmdb51"}
+    assert "boundary-matching network" in (workspace / "reports/hico/paper/table.md").read_text()
+    reasons = json.loads((workspace / "data/hico/paper/0/skipped.json").read_text())
+    assert [reason for reason in reasons if "v_gone.mp4" in reason and "no such file" in reason]
+    assert not [reason for reason in reasons if "secret" in reason]
+
+
+def test_annotations_that_are_none_are_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = workspace / "video"
+    stand_in(root)
+    write_params("hico", shrunk("paper", root))
+    listing = root / "activitynet" / "activity_net.v1-3.min.json"
+    for content in ("{", '{"database": {"a": {"subset": "training"}}}', '{"database": []}'):
+        listing.write_text(content)
+        with pytest.raises(InputError, match=r"v1-3\.min\.json: not ActivityNet's annotations"):
+            stage(prepare.main, monkeypatch)
+    listing.unlink()
+    with pytest.raises(InputError, match=r"v1-3\.min\.json: no such file"):
+        stage(prepare.main, monkeypatch)
 
 
 def test_bad_videos_are_refused_or_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +291,7 @@ def test_bad_videos_are_refused_or_named(workspace: Path, monkeypatch: pytest.Mo
         ({"targets": ["generated", "ucf101"]}, "'generated' stands alone"),
         ({"trimmed": None}, "a method trains on trimmed video"),
         ({"on_bad": "ignore"}, r"hico\.on_bad = 'ignore'"),
+        ({"bmn": {**preset("hico", "paper")["bmn"], "durations": 101}}, "more than the 100 places"),
         ({"extra": 1}, "unknown key"),
     ],
 )

@@ -64,19 +64,10 @@ def average_precision(detections: Sequence[Segment], truths: Sequence[Segment], 
 
 def detection_map(detections: Sequence[Segment], truths: Sequence[Segment]) -> dict[str, float]:
     """mAP in percent at tIoU .5, .75, .95, and averaged over .5:.05:.95; the mean is over classes with a truth."""
-    labels = sorted({truth.label for truth in truths})
+    found_of, true_of = _by_label(detections), _by_label(truths)
     values = {
         threshold: float(
-            np.mean(
-                [
-                    average_precision(
-                        [d for d in detections if d.label == label],
-                        [t for t in truths if t.label == label],
-                        threshold,
-                    )
-                    for label in labels
-                ]
-            )
+            np.mean([average_precision(found_of.get(n, []), true_of[n], threshold) for n in true_of])
         )
         for threshold in THRESHOLDS
     }
@@ -84,22 +75,34 @@ def detection_map(detections: Sequence[Segment], truths: Sequence[Segment]) -> d
     return {**named, "mAP": 100 * float(np.mean(list(values.values())))}
 
 
-def average_recall(proposals: Sequence[Segment], truths: Sequence[Segment], count: int) -> float:
-    """AR@count in percent: recall of the `count` best proposals a video, averaged over tIoU .5:.05:.95."""
+def _by_label(segments: Sequence[Segment]) -> dict[int, list[Segment]]:
+    """The segments of each class, in ascending order of classes."""
+    groups: dict[int, list[Segment]] = {}
+    for segment in sorted(segments, key=lambda segment: segment.label):
+        groups.setdefault(segment.label, []).append(segment)
+    return groups
+
+
+def recall_curve(proposals: Sequence[Segment], truths: Sequence[Segment], count: int) -> np.ndarray:
+    """AR@1 .. AR@`count` in percent: recall of the best proposals of each video, averaged over tIoU .5:.05:.95.
+
+    The last value is AR@`count`, the mean the area under the curve (AUC).
+    """
     kept: list[Segment] = []
-    for video in sorted({segment.video for segment in proposals}):
-        own = sorted((s for s in proposals if s.video == video), key=lambda segment: -segment.score)
-        kept += own[:count]
-    kept.sort(key=lambda segment: -segment.score)
-    return 100 * float(
-        np.mean([_matches(kept, truths, threshold).sum() / len(truths) for threshold in THRESHOLDS])
+    rank_N: list[int] = []
+    seen: dict[int, int] = {}
+    for segment in sorted(proposals, key=lambda segment: -segment.score):
+        rank = seen.get(segment.video, 0)
+        if rank < count:
+            kept.append(segment)
+            rank_N.append(rank)
+            seen[segment.video] = rank + 1
+    # a truth is taken in the order of scores: the first k of a video match the same truths whatever follows them
+    hits_NK = np.array([_matches(kept, truths, threshold) for threshold in THRESHOLDS]).reshape(
+        len(THRESHOLDS), len(kept)
     )
-
-
-def recall_area(proposals: Sequence[Segment], truths: Sequence[Segment], count: int = 100) -> float:
-    """AUC in percent: the area under AR against the number of proposals 1 .. `count`, over `count`."""
-    recalls = [average_recall(proposals, truths, number) for number in range(1, count + 1)]
-    return float(np.mean(recalls))
+    found_K = np.bincount(np.array(rank_N, dtype=int), weights=hits_NK.mean(0), minlength=count)
+    return 100 * np.cumsum(found_K) / len(truths)
 
 
 def merge_windows(
