@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.elsa_op import resident
-from stages.hico.method.boundary_matching import BoundaryMatching
+from stages.hico.localisation.boundary_matching import BoundaryMatching
 
 CHANNELS, POINTS = 128, 32
 

@@ -26,7 +26,7 @@ from stages.common.stage.tracking import RunLog
 from stages.hico.cells import key_of
 from stages.hico.footage import UNKNOWN, Library, Video
 from stages.hico.localise import localise_proposals, localise_windows
-from stages.hico.method.metrics import retrieval_recall, standardised, topic_pairs
+from stages.hico.metrics import retrieval_recall, standardised, topic_pairs
 from stages.hico.params import HicoParams, MethodName, TargetName
 
 RANKS = (1, 5, 10, 20, 50)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from stages.common.report.figures import write_svg
 from stages.hico.claims import LINEAR, per_seed
-from stages.hico.method.gradual_theory import SCHEDULES
+from stages.hico.gradual_theory import SCHEDULES
 from stages.hico.params import HicoParams
 
 

@@ -33,7 +33,7 @@ from stages.hico.cells import METHODS, key_of, pretrained_model
 from stages.hico.footage import Library, Video
 from stages.hico.localise import windows_of
 from stages.hico.method.encoders import VideoClassifier
-from stages.hico.method.metrics import standardised
+from stages.hico.metrics import standardised
 from stages.hico.params import HicoParams, MethodName, TargetName
 from stages.hico.propose import propose, train_bmn
 from stages.hico.training import MEMORY_FORMAT, finetune, frozen_features, over_views

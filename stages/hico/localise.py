@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from stages.hico.footage import Video
-from stages.hico.method.detection import Segment, detection_map, merge_windows, recall_curve
-from stages.hico.method.metrics import standardised
+from stages.hico.localisation.detection import Segment, detection_map, merge_windows, recall_curve
+from stages.hico.metrics import standardised
 from stages.hico.params import HicoParams
 
 STEP = 0.5  # of a window's length

@@ -13,8 +13,8 @@ from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.device import parallel, process_share
 from stages.common.stage.tracking import RunLog
 from stages.hico.footage import Video
-from stages.hico.method.boundary_matching import BMN, Targets, bmn_loss, targets
-from stages.hico.method.proposals import proposals
+from stages.hico.localisation.boundary_matching import BMN, Targets, bmn_loss, targets
+from stages.hico.localisation.proposals import proposals
 from stages.hico.params import Bmn
 from stages.hico.training import LOG_STEPS, History, resume, save_state
 

@@ -17,7 +17,7 @@ from stages.common.stage.run import Stage, run
 from stages.hico.cells import METHODS
 from stages.hico.claims import check_claims, difference, per_seed
 from stages.hico.figures import draw_figures
-from stages.hico.method.gradual_theory import SCHEDULES
+from stages.hico.gradual_theory import SCHEDULES
 from stages.hico.params import HicoParams, MethodName, TargetName
 
 PARTS = ("evaluate", "theory")
@@ -202,7 +202,7 @@ def _simulation(results: pd.DataFrame, params: HicoParams) -> str:
     return (
         f"## Simulation of gradual sampling\n\nLoss after {params.theory.steps} steps of SGD, mean ± std over "
         f"{params.theory.seeds} "
-        "seeds (`stages/hico/method/gradual_theory.py`).\n\n"
+        "seeds (`stages/hico/gradual_theory.py`).\n\n"
         + markdown_table(["distance over training", "final loss"], lines)
     )
 

@@ -16,7 +16,7 @@ from stages.common.stage.params import load_params
 from stages.common.stage.progress import progress
 from stages.common.stage.run import Stage, git_revision, run
 from stages.common.stage.tracking import run_key
-from stages.hico.method.gradual_theory import excess_losses
+from stages.hico.gradual_theory import excess_losses
 from stages.hico.params import HicoParams
 
 POINTS = 20  # of the curve

@@ -14,8 +14,7 @@ from stages.common.stage.checkpoint import Checkpoint
 from stages.common.stage.tracking import RunLog
 from stages.hico import training
 from stages.hico.footage import Video
-from stages.hico.localise import localise_proposals, spread_windows
-from stages.hico.method.boundary_matching import (
+from stages.hico.localisation.boundary_matching import (
     BMN,
     BoundaryMatching,
     Scores,
@@ -25,8 +24,9 @@ from stages.hico.method.boundary_matching import (
     sampling_matrix,
     targets,
 )
-from stages.hico.method.detection import tiou
-from stages.hico.method.proposals import boundaries, proposals, suppressed
+from stages.hico.localisation.detection import tiou
+from stages.hico.localisation.proposals import boundaries, proposals, suppressed
+from stages.hico.localise import localise_proposals, spread_windows
 from stages.hico.params import Bmn
 from stages.hico.propose import propose, train_bmn
 

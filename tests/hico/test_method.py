@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stages.hico.cells import METHODS
-from stages.hico.method.clip_sampling import ClipRule, gradual_distance, sample_clips
-from stages.hico.method.detection import (
+from stages.hico.gradual_theory import SCHEDULES, excess_losses
+from stages.hico.localisation.detection import (
     Segment,
     average_precision,
     detection_map,
@@ -21,14 +21,14 @@ from stages.hico.method.detection import (
     recall_curve,
     tiou,
 )
+from stages.hico.method.clip_sampling import ClipRule, gradual_distance, sample_clips
 from stages.hico.method.encoders import build_encoder, pooled
-from stages.hico.method.gradual_theory import SCHEDULES, excess_losses
 from stages.hico.method.heads import HiCoHead, TopicPredictor
 from stages.hico.method.lars import LARS, parameter_groups
 from stages.hico.method.learning_rate import cosine_warmup_lr, scaled_lr
 from stages.hico.method.losses import hico_loss, simclr_loss, tcl_loss, vcl_loss
-from stages.hico.method.metrics import retrieval_recall, standardised, topic_pairs
 from stages.hico.method.s3dg import S3DG
+from stages.hico.metrics import retrieval_recall, standardised, topic_pairs
 from stages.hico.params import METHOD_NAMES
 from stages.hico.world import ACTIONS, FPS, SIZE, TOPIC_OF, TOPICS, shot_frames, untrimmed_video
 

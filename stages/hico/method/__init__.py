@@ -2,5 +2,5 @@
 
 Start with `losses.py`. `clip_sampling.py` draws the clips of a video, `heads.py` the embeddings and the topic
 predictor, `s3dg.py`, `residual.py` and `s3d_tiny.py` are the encoders, `lars.py` and `learning_rate.py` the
-optimisation, `gradual_theory.py` the simulation of section 6 of the card, `metrics.py` and `detection.py` the measures.
+optimisation.
 """

@@ -1,0 +1,1 @@
+"""Temporal localisation: the boundary-matching network, its proposals, and how well segments match."""
