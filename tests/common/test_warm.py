@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -60,6 +61,20 @@ def main():
         print("cleaning up")
         if sys.argv[2:]: sys.exit(9)
         raise
+""",
+    "frees": """
+import resource, torch
+from stages.common.stage.jobs import run_jobs
+def step(_):
+    blocks = [torch.ones(2_000_000) for _ in range(8)]
+def faults(_):
+    step(0), step(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10): step(0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def main():
+    for job, count in [(-1, faults(0)), *run_jobs(faults, [0, 1])]:
+        print(job, count, flush=True)
 """,
     "waits": """
 import sys
@@ -129,6 +144,16 @@ def test_output_input_and_environment_are_the_callers(checkout: Path) -> None:
     assert warm[2] == "to error\n"
     # what one caller has set is not there for the next
     assert "VALUE None" in outcome(start(checkout, "probe.echo"))[1]
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_memory_that_a_step_frees_is_there_for_the_next(checkout: Path, warm: bool) -> None:
+    code, out, error = outcome(start(checkout, "probe.frees", warm=warm))
+    assert (code, error) == (0, "")
+    pages = 8 * 8_000_000 // resource.getpagesize()  # of one step; ten steps are counted
+    counts = [int(line.split()[1]) for line in out.splitlines()]
+    assert len(counts) == 3
+    assert max(counts) < pages
 
 
 EXIT_CODES = {"parameter": 2, "input": 3, "stage": 1, "exit": 5, "exit-none": 0, "exit-text": 1, "bug": 1}
