@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -235,6 +237,26 @@ def test_training_finds_segments_and_resumes_to_the_same_bytes(
     assert len(calls) == 20 + 30 * 6 - 19
     for name, value in again.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def _rank(rank: int, path: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+    features, videos = world(8, 0)
+    recipe = RECIPE.model_copy(update={"epochs": 1})
+    with log() as run:
+        network = train_bmn(
+            features, videos, recipe, 0, torch.device("cpu"), run, Checkpoint(Path(path) / "ckpt")
+        )
+    torch.save(network.state_dict(), f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_one_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_windows_are_spread_over_a_video_and_stay_within_it() -> None:

@@ -71,19 +71,20 @@ class BoundaryMatching(nn.Module):
     sum in another order, with a small part of the work and of the memory (`benchmarks.hico_boundary_matching`).
     """
 
-    sampling: Tensor
-
     def __init__(self, inputs: int, outputs: int, places: int, durations: int, points: int) -> None:
         super().__init__()
         self.weight_OCN = nn.Parameter(torch.empty(outputs, inputs, points))
         self.bias_O = nn.Parameter(torch.zeros(outputs))
         nn.init.kaiming_uniform_(self.weight_OCN, a=5**0.5)  # as torch does for convolutions
         self.durations, self.places = durations, places
-        self.register_buffer("sampling", sampling_matrix(places, durations, points), persistent=False)
+        self.sampling = sampling_matrix(
+            places, durations, points
+        )  # no buffer: DDP cannot broadcast sparse ones
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         """See the class."""
         videos, outputs = len(x_BCT), len(self.bias_O)
+        self.sampling = self.sampling.to(x_BCT.device)
         joined_NTBO = torch.einsum("ocn,bct->ntbo", self.weight_OCN, x_BCT)
         sampled = torch.sparse.mm(self.sampling, joined_NTBO.reshape(-1, videos * outputs))
         joined_DTBO = sampled.view(self.durations, self.places, videos, outputs) + self.bias_O
